@@ -1,0 +1,308 @@
+"""Channels: what a node class declares to receive and to send.
+
+`In` and `Out` are class attributes. On an instance, an `Out` gives the `OutPort` that sends.
+
+A port never talks to a socket. It appends to an `Outbox`, and the runtime decides which outbox a
+port writes to at any moment: the one of the handler that is running, the one of a source, or, while
+nothing may be sent, one that refuses. A node that nobody runs (a plain unit test) has outboxes that
+simply collect: read them with `OutPort.sent`.
+"""
+
+from __future__ import annotations
+
+from _thread import get_ident
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextvars import ContextVar
+from sys import maxsize
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+from flowkit.errors import DeclarationError, SendError
+from flowkit.units import duration
+
+if TYPE_CHECKING:
+    from flowkit.message import Key
+
+T = TypeVar("T")
+
+Headers = Mapping[str, str]
+
+
+class In(Generic[T]):
+    """An input channel; messages of type `type` go to the handler ``on_<name>``.
+
+    `batch`: hand over lists of up to this many messages instead of single ones. Without `within` a
+    list holds what is there; with it, a list may wait that long (seconds, or a text like
+    ``"500ms"``) to fill, and is handed over when the time has passed.
+    `concurrency`: how many coroutine handlers of this channel may run at once.
+    `codec`: ``raw``, ``json``, ``msgpack`` or ``pickle``; the type decides when it is not given.
+    """
+
+    name: str = ""
+
+    def __init__(
+        self,
+        type: type[T] | Any,
+        *,
+        batch: int | None = None,
+        within: float | str | None = None,
+        concurrency: int = 1,
+        codec: str | None = None,
+    ) -> None:
+        if batch is not None and (isinstance(batch, bool) or batch < 1):
+            raise DeclarationError(f"In(batch={batch!r}): a batch holds at least one message")
+        if within is not None and batch is None:
+            raise DeclarationError(
+                "In(within=...) without batch=", hint="say how many messages a list may hold"
+            )
+        if isinstance(concurrency, bool) or concurrency < 1:
+            raise DeclarationError(f"In(concurrency={concurrency!r}): at least one handler runs")
+        self.type = type
+        self.batch = batch
+        self.within = _duration("In(within=...)", within) if within is not None else None
+        self.concurrency = concurrency
+        self.codec = codec
+
+    def __set_name__(self, owner: object, name: str) -> None:
+        self.name = name
+
+
+class Out(Generic[T]):
+    """An output channel; send with ``self.<name>.send(message)``.
+
+    `key`: a field or attribute path (``"user.id"``) that is the message's key on links with
+    ``route: key``, unless the link says `by` or `send` is given a key.
+    `codec`: as for `In`.
+    """
+
+    name: str = ""
+
+    def __init__(
+        self, type: type[T] | Any, *, key: str | None = None, codec: str | None = None
+    ) -> None:
+        self.type = type
+        self.key = key
+        self.codec = codec
+
+    def __set_name__(self, owner: object, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: Any = None) -> Out[T]: ...
+    @overload
+    def __get__(self, instance: object, owner: Any = None) -> OutPort[T]: ...
+    def __get__(self, instance: Any, owner: Any = None) -> Out[T] | OutPort[T]:
+        if instance is None:
+            return self
+        # Not a data descriptor: the port in the instance's own dictionary is found first from
+        # now on, so that the hot path does not come here again.
+        kind: type[OutPort[T]] = TaskPort if type(instance).__flowkit__.tasks else OutPort
+        port = instance.__dict__[self.name] = kind(self.name)
+        return port
+
+
+class Outbox:
+    """Messages sent by one handler call, one batch or one source, in order.
+
+    `keys` and `headers` are parallel to `messages` and exist only once one was given.
+    `limit` is the length at which the port calls `on_limit`.
+    """
+
+    __slots__ = ("messages", "keys", "headers", "limit", "on_limit")
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+        self.keys: list[Key] | None = None
+        self.headers: list[Headers | None] | None = None
+        self.limit = maxsize
+        self.on_limit: Callable[[], None] = _nothing
+
+    def annotate(self, key: Key, headers: Headers | None) -> None:
+        """Note key and headers of the message that is appended next."""
+        length = len(self.messages)
+        if key is not None:
+            if self.keys is None:
+                self.keys = []
+            self.keys.extend([None] * (length - len(self.keys)))
+            self.keys.append(key)
+        if headers is not None:
+            if self.headers is None:
+                self.headers = []
+            self.headers.extend([None] * (length - len(self.headers)))
+            self.headers.append(headers)
+
+    def cut(self, length: int) -> None:
+        """Forget everything after the first `length` messages: a handler raised."""
+        del self.messages[length:]
+        if self.keys is not None:
+            del self.keys[length:]
+        if self.headers is not None:
+            del self.headers[length:]
+
+    def extend(self, other: Outbox) -> None:
+        """Append everything of `other`, in order."""
+        length = len(self.messages)
+        if other.keys is not None:
+            self.keys = [] if self.keys is None else self.keys
+            self.keys.extend([None] * (length - len(self.keys)))
+            self.keys.extend(other.keys)
+        if other.headers is not None:
+            self.headers = [] if self.headers is None else self.headers
+            self.headers.extend([None] * (length - len(self.headers)))
+            self.headers.extend(other.headers)
+        self.messages.extend(other.messages)
+
+    def take(self) -> tuple[list[Any], list[Key] | None, list[Headers | None] | None]:
+        """Remove and return messages, keys and headers; the parallel lists are padded."""
+        messages, keys, headers = self.messages, self.keys, self.headers
+        # A new list each time: the old one lives on in what was returned.
+        self.messages, self.keys, self.headers = [], None, None
+        if keys is not None:
+            keys.extend([None] * (len(messages) - len(keys)))
+        if headers is not None:
+            headers.extend([None] * (len(messages) - len(headers)))
+        return messages, keys, headers
+
+
+class _Refusing(list[Any]):
+    """Stands where the messages would be while nothing may be sent."""
+
+    def append(self, message: Any) -> None:
+        raise SendError(
+            "send() belongs to a running handler, hook or timer of the node, on the event loop's "
+            "thread; here none is running (it has returned, or this is another thread or task)"
+        )
+
+    def extend(self, messages: Any) -> None:
+        self.append(messages)
+
+
+class _Closed(Outbox):
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages = _Refusing()
+
+    def annotate(self, key: Key, headers: Headers | None) -> None:
+        self.messages.append(None)
+
+
+def _nothing() -> None:
+    return None
+
+
+async def _at_once() -> None:
+    return None
+
+
+CLOSED: Outbox = _Closed()
+"""The outbox of a port while nothing may be sent."""
+
+current_outboxes: ContextVar[dict[str, Outbox] | None] = ContextVar(
+    "flowkit_outboxes", default=None
+)
+"""The outboxes of the coroutine handler that this task, or one it started, runs for."""
+
+
+class OutPort(Generic[T]):
+    """Sends the messages of one output channel of one node instance."""
+
+    __slots__ = ("name", "_outbox", "_messages", "_limit", "_thread", "_wait")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._thread = get_ident()
+        self._wait: Callable[[], Awaitable[None]] = _at_once
+        self.use(Outbox())
+
+    def send(self, message: T, *, key: Key = None, headers: Headers | None = None) -> None:
+        """Send `message`; it leaves when the handler that sends it returns.
+
+        Never blocks and never loses: a node gets no further input while one of its outputs is
+        full. A source or a `run()` that is not driven by input awaits `room()` between sends.
+        Raises `SendError` outside a handler, hook or timer, and from another thread.
+        """
+        # The hot path: an append and two compares; measured 75 ns, 21 ns of it for `get_ident`.
+        if self._thread != get_ident():
+            raise SendError(f"{self.name}.send() from another thread than the event loop's")
+        messages = self._messages
+        if key is not None or headers is not None:
+            self._outbox.annotate(key, headers)
+        messages.append(message)
+        if len(messages) >= self._limit:
+            self._outbox.on_limit()
+
+    def send_many(self, messages: Iterable[T]) -> None:
+        """Send every message of `messages`, in order; as `send`, but faster for many."""
+        if self._thread != get_ident():
+            raise SendError(f"{self.name}.send_many() from another thread than the event loop's")
+        mine = self._messages
+        mine.extend(messages)
+        if len(mine) >= self._limit:
+            self._outbox.on_limit()
+
+    async def room(self) -> None:
+        """Wait until the link has room: for `run()` and code outside handlers.
+
+        Inside a handler it returns at once, since what a handler sends leaves only when the
+        handler has returned, and the runtime hands over no further input while there is no room.
+        """
+        await self._wait()
+
+    @property
+    def sent(self) -> list[T]:
+        """What was sent and not yet taken by the runtime; for tests of a node that nobody runs."""
+        return list(self._messages)
+
+    # What follows is for the runtime.
+
+    def use(self, outbox: Outbox) -> None:
+        """Write to `outbox` from now on."""
+        self._outbox = outbox
+        self._messages = outbox.messages
+        self._limit = outbox.limit
+
+    def attach(self, wait: Callable[[], Awaitable[None]]) -> None:
+        """Bind the port to a running replica: `wait` is what `room` awaits."""
+        self._thread = get_ident()
+        self._wait = wait
+        self.use(CLOSED)
+
+
+class TaskPort(OutPort[T]):
+    """The port of a node with coroutine handlers: many may run at once, each has its outbox."""
+
+    __slots__ = ()
+
+    def send(self, message: T, *, key: Key = None, headers: Headers | None = None) -> None:
+        if self._thread != get_ident():
+            raise SendError(f"{self.name}.send() from another thread than the event loop's")
+        outbox = self._find()
+        if key is not None or headers is not None:
+            outbox.annotate(key, headers)
+        outbox.messages.append(message)
+        if len(outbox.messages) >= outbox.limit:
+            outbox.on_limit()
+
+    def send_many(self, messages: Iterable[T]) -> None:
+        if self._thread != get_ident():
+            raise SendError(f"{self.name}.send_many() from another thread than the event loop's")
+        outbox = self._find()
+        outbox.messages.extend(messages)
+        if len(outbox.messages) >= outbox.limit:
+            outbox.on_limit()
+
+    async def room(self) -> None:
+        if current_outboxes.get() is None:
+            await self._wait()
+
+    def _find(self) -> Outbox:
+        outboxes = current_outboxes.get()
+        return self._outbox if outboxes is None else outboxes.get(self.name, CLOSED)
+
+
+def _duration(where: str, value: float | str) -> float:
+    try:
+        return duration(value)
+    except ValueError as error:
+        raise DeclarationError(f"{where}: {error}") from None

@@ -1,0 +1,197 @@
+"""Every error flowkit raises, sorted by who must act.
+
+::
+
+    FlowkitError
+    |-- TopologyError            the topology author: the file is wrong (carries `problems`)
+    |-- DeclarationError         the node author: a class is declared wrongly (also a TypeError)
+    |-- SettingsError            the topology author: settings do not fit a node's constructor
+    |-- SendError                the node author: `send` where nothing may be sent
+    |-- MessageError             the node author: a message does not fit its channel
+    |   |-- EncodeError
+    |   |-- DecodeError
+    |   `-- MessageTooLarge
+    |-- OperatorError            whoever runs the project (carries `hint`)
+    |   |-- RunDirectoryError
+    |   |-- AlreadyRunning
+    |   `-- DirtyStop
+    |-- TransportError           whoever runs the project: an endpoint cannot be bound or reached
+    |-- ReplicaError             a replica cannot start or go on
+    |-- WireError                the peer: bytes that are no flowkit frame
+    |-- RemoteProtocolError      the peer: a frame that breaks the rules of the link
+    `-- LocalProtocolError       us: a bug in flowkit
+
+Errors keep their facts in fields, can be pickled, and keep their cause.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class FlowkitError(Exception):
+    """Root of every error that flowkit raises on purpose.
+
+    `exit_code` is what the command line returns when this error ends it.
+    """
+
+    exit_code = 2
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exception's own __reduce__ calls the class with `args`, which are the formatted text
+        # here and not what the constructors take; restore the fields instead.
+        return (_restore, (type(self), self.args, self.__dict__.copy()))
+
+
+def _restore(
+    kind: type[FlowkitError], args: tuple[object, ...], fields: dict[str, object]
+) -> FlowkitError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a topology file.
+
+    `line` and `column` count from 1; 0 means the file as a whole. `length` is how many characters
+    the caret underlines, `source` the text of that line. `code` is stable: ``E1xx`` the file,
+    ``E2xx`` its references, ``E3xx`` the classes it names, ``E4xx`` where it is to run.
+    """
+
+    path: str
+    line: int
+    column: int
+    code: str
+    message: str
+    hint: str = ""
+    length: int = 1
+    source: str = ""
+
+
+class TopologyError(FlowkitError):
+    """The topology cannot be run. `problems` holds everything that was found, in file order."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        first = problems[0] if problems else None
+        text = f"{first.path}:{first.line}:{first.column}: {first.message}" if first else ""
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(text + more)
+
+
+class DeclarationError(FlowkitError, TypeError):
+    """A node class is declared wrongly; raised when the class is created.
+
+    Mend the class: `hint` says how, where flowkit can guess.
+    """
+
+    def __init__(self, text: str, hint: str = "") -> None:
+        self.hint = hint
+        super().__init__(f"{text}; {hint}" if hint else text)
+
+
+class SettingsError(FlowkitError):
+    """The settings given under `with:` do not fit the constructor of the node class."""
+
+    def __init__(self, text: str, setting: str | None = None, hint: str = "") -> None:
+        self.setting = setting
+        self.hint = hint
+        super().__init__(text)
+
+
+class SendError(FlowkitError, RuntimeError):
+    """`send` was called where it has no batch to belong to.
+
+    A send belongs to the handler that makes it: it must happen before the handler returns, on
+    the thread of the event loop.
+    """
+
+
+class MessageError(FlowkitError, ValueError):
+    """A message does not fit its channel."""
+
+
+class EncodeError(MessageError):
+    """A message that was sent cannot be encoded as its channel's type."""
+
+
+class DecodeError(MessageError):
+    """Bytes that were received cannot be decoded as the channel's type."""
+
+
+class MessageTooLarge(MessageError):
+    """A message is larger than its link allows (`size` and `limit` in bytes)."""
+
+    def __init__(self, text: str, size: int = 0, limit: int = 0) -> None:
+        self.size = size
+        self.limit = limit
+        super().__init__(text)
+
+
+class OperatorError(FlowkitError):
+    """The place where a project is to run is not in order; `hint` says what to do."""
+
+    def __init__(self, text: str, hint: str = "") -> None:
+        self.hint = hint
+        super().__init__(text)
+
+
+class RunDirectoryError(OperatorError):
+    """The run directory cannot be used: its path is too long, or it is not private."""
+
+
+class AlreadyRunning(OperatorError):
+    """Another process runs this project: `pid` holds the lock file at `path`."""
+
+    def __init__(self, pid: int, path: str) -> None:
+        self.pid = pid
+        self.path = path
+        super().__init__(
+            f"already running: process {pid} holds {path}",
+            hint="stop it first, or run this one under another project name",
+        )
+
+
+class DirtyStop(OperatorError):
+    """The last run did not end cleanly and left positions behind: say what to do with them."""
+
+
+class TransportError(FlowkitError):
+    """An endpoint cannot be bound or connected; `endpoint` names it, `hint` says what to do."""
+
+    def __init__(self, text: str, endpoint: str = "", hint: str = "") -> None:
+        self.endpoint = endpoint
+        self.hint = hint
+        super().__init__(text)
+
+
+class ReplicaError(FlowkitError):
+    """A replica cannot start or go on: its class does not import, or a hook failed."""
+
+    exit_code = 3
+
+
+class WireError(FlowkitError):
+    """Bytes that are no flowkit frame. `code` is stable, for counting."""
+
+    exit_code = 1
+
+    def __init__(self, code: str, text: str) -> None:
+        self.code = code
+        self.text = text
+        super().__init__(f"{code}: {text}")
+
+
+class RemoteProtocolError(FlowkitError):
+    """A peer sent a frame that the rules of the link do not allow in this state."""
+
+    exit_code = 1
+
+
+class LocalProtocolError(FlowkitError):
+    """flowkit broke one of its own rules: a bug, please report it."""
+
+    exit_code = 1

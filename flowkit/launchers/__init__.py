@@ -1,0 +1,1 @@
+"""Launchers start replicas somewhere and report their end; today: processes of this machine."""

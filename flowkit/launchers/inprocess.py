@@ -1,0 +1,86 @@
+"""The launcher for one process: replicas are tasks of the running loop.
+
+For debugging and tests: breakpoints, coverage and tracebacks work as in any program. Replicas share
+the process, so one that blocks blocks all, and `env` is not applied. The transport between them is
+memory; a replica that is killed is a task that is cancelled, and its `teardown` runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from signal import SIGKILL
+
+from flowkit.launchers.base import Launcher, OnExit, OnStarted
+from flowkit.protocol.project import CONFIGURATION
+from flowkit.runtime import spec as specs
+from flowkit.runtime.child import build
+from flowkit.runtime.runner import Runner
+from flowkit.transport.memory import MemoryHub, MemoryTransport
+
+
+class InProcessLauncher(Launcher):
+    """Starts replicas as tasks; `hub` joins their transports and the supervisor's."""
+
+    def __init__(self, on_started: OnStarted, on_exit: OnExit, hub: MemoryHub) -> None:
+        super().__init__(on_started, on_exit)
+        self._hub = hub
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self) -> None:
+        return None
+
+    def launch(
+        self,
+        name: str,
+        spec: bytes,
+        *,
+        title: str,
+        env: Mapping[str, str],
+        stdout: int | None,
+        stderr: int | None,
+    ) -> None:
+        for descriptor in (stdout, stderr):
+            if descriptor is not None:
+                os.close(descriptor)
+        task = asyncio.get_running_loop().create_task(self._run(spec), name=title)
+        self._tasks[name] = task
+        task.add_done_callback(lambda task: self._ended(name, task))
+        self.on_started(name, os.getpid())
+
+    async def _run(self, data: bytes) -> None:
+        spec = specs.decode(data)
+        node = build(spec)
+        transport = MemoryTransport(self._hub, asyncio.get_running_loop())
+        try:
+            await Runner(spec, node, transport).run()
+        finally:
+            # The last frames are still on their way through the loop; the hub keeps them.
+            transport.close(1.0)
+
+    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+        del self._tasks[name]
+        if task.cancelled():
+            self.on_exit(name, -SIGKILL, None)
+        elif (error := task.exception()) is not None:
+            traceback.print_exception(error)
+            frames = traceback.extract_tb(error.__traceback__)
+            building = any(frame.name == "build" for frame in frames)
+            self.on_exit(name, CONFIGURATION if building else 1, None)
+        else:
+            self.on_exit(name, 0, None)
+
+    def kill(self, name: str, signal: int = SIGKILL) -> None:
+        if name in self._tasks:
+            self._tasks[name].cancel()
+
+    async def close(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError, Exception):
+                await task

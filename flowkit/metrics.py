@@ -1,0 +1,55 @@
+"""What the counters of a run say: which node limits it, and what would help."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+BUSY = 0.6
+"""Share of the time in handlers above which a node is taken to be the limit. One that shares its
+core with others seldom gets far above it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How the replicas of a node spent their time, as shares of it between 0 and 1.
+
+    `busy` in handlers, `waiting` for room downstream; of a source the rest is reading.
+    """
+
+    node: str
+    busy: float
+    waiting: float
+    source: bool
+    stateful: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`bottleneck` is a node, or None if nothing limits but the input; `advice` is for people."""
+
+    bottleneck: str | None
+    busy: float
+    advice: str
+
+
+def verdict(shares: Sequence[Share]) -> Verdict:
+    """Name the node that limits the flow.
+
+    The busiest node does if it is busy most of the time, or if what is upstream waits; else the
+    sources do: they never had to wait.
+    """
+    workers = [share for share in shares if not share.source]
+    sources = [share for share in shares if share.source]
+    busiest = max(workers, key=lambda share: share.busy, default=None)
+    held_up = max((share.waiting for share in shares), default=0.0)
+    if busiest is not None and (busiest.busy >= BUSY or held_up >= BUSY):
+        advice = f"scale {busiest.node}"
+        if busiest.stateful:
+            advice += ", with route: key on its input, or make its handler faster"
+        return Verdict(busiest.node, round(busiest.busy, 4), advice)
+    reader = min(sources, key=lambda share: share.waiting, default=None)
+    if reader is None or reader.waiting >= BUSY:
+        return Verdict(None, 0.0, "nothing limits: there is little to do")
+    busy = round(1.0 - reader.waiting, 4)
+    return Verdict(reader.node, busy, f"everything waits for {reader.node} to read its input")

@@ -1,0 +1,368 @@
+"""Nodes: the classes a user writes. Declarations and hooks; nothing here knows a socket.
+
+What a class declares is checked when the class is created and kept in its `__flowkit__`, a
+`NodeInfo`, which the topology check and the runtime read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import typing
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from flowkit.channels import In, Out
+from flowkit.errors import DeclarationError
+from flowkit.units import duration
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+HOOKS = ("setup", "run", "finish", "teardown")
+_RESERVED = {*HOOKS, "read", "commit", "length", "node", "replica", "replicas", "stateful"}
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+
+
+def every(interval: float | str) -> Callable[[F], F]:
+    """Call the decorated method, plain or coroutine, every `interval` (seconds or ``"5s"``).
+
+    A call that would begin while the one before still runs, or while an output is full, is skipped.
+    What it sends comes from the node's memory and is not replayed when the node dies, so a node
+    with inputs that sends from a timer declares ``stateful = True``.
+    """
+    try:
+        seconds = duration(interval)
+    except ValueError as error:
+        raise DeclarationError(f"every({interval!r}): {error}") from None
+    if seconds <= 0:
+        raise DeclarationError(f"every({interval!r}): an interval is longer than nothing")
+
+    def mark(function: F) -> F:
+        function.__flowkit_every__ = seconds  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """How the handler of one input is called."""
+
+    method: str
+    coroutine: bool
+    wants_meta: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One argument of a node's constructor. `default` is `inspect.Parameter.empty` if required."""
+
+    name: str
+    type: Any
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """Everything a node class declares.
+
+    `tasks`: some of its handlers, timers or its `finish` are coroutines, so that several may be
+    running at once. `timers` maps a method's name to seconds.
+    """
+
+    cls: type[Node]
+    inputs: dict[str, In[Any]] = field(default_factory=dict)
+    outputs: dict[str, Out[Any]] = field(default_factory=dict)
+    handlers: dict[str, Handler] = field(default_factory=dict)
+    timers: dict[str, float] = field(default_factory=dict)
+    tasks: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.cls.__module__}:{self.cls.__qualname__}"
+
+    @property
+    def doc(self) -> str:
+        """The first line of the class's own docstring."""
+        text = self.cls.__dict__.get("__doc__") or ""
+        return inspect.cleandoc(text).partition("\n")[0]
+
+    @property
+    def stateful(self) -> bool:
+        return self.cls.stateful
+
+    @property
+    def source(self) -> bool:
+        """Whether its stream begins here: it has no inputs."""
+        return not self.inputs
+
+    @property
+    def abstract(self) -> bool:
+        """Whether it cannot be run as it is: no channels, or methods still to be written."""
+        return inspect.isabstract(self.cls) or not (self.inputs or self.outputs)
+
+    def settings(self) -> list[Setting]:
+        """The constructor's arguments, annotations resolved where that is possible."""
+        parameters = list(inspect.signature(self.cls.__init__).parameters.values())[1:]
+        if self.cls.__init__ is object.__init__:
+            return []
+        try:
+            hints = typing.get_type_hints(self.cls.__init__)
+        except Exception:  # an annotation that does not resolve is the author's own affair
+            hints = {}
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return [
+            Setting(parameter.name, hints.get(parameter.name, Any), parameter.default)
+            for parameter in parameters
+            if parameter.kind in named
+        ]
+
+    @property
+    def open_settings(self) -> bool:
+        """Whether the constructor takes ``**settings``, so that any name is accepted."""
+        parameters = inspect.signature(self.cls.__init__).parameters.values()
+        return self.cls.__init__ is not object.__init__ and any(
+            parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters
+        )
+
+
+class Node:
+    """A processing node: declares channels and handles what comes in.
+
+    The handler of input ``x`` is ``on_x(self, message)`` or ``on_x(self, message, meta)``, a plain
+    function or a coroutine. A handler is a transaction: what it sends takes effect when it returns,
+    and if it raises, it has sent nothing.
+
+    Set ``stateful = True`` when a replica holds something in memory that is lost if it dies; the
+    run report then says so. A node with inputs that sends from `finish` or from a timer must.
+    """
+
+    stateful: ClassVar[bool] = False
+    __flowkit__: ClassVar[NodeInfo]
+
+    node: str = ""
+    """The node's name in the topology; empty while nobody runs it."""
+    replica: int = 0
+    """This replica's number, from 0."""
+    replicas: int = 1
+    """How many replicas the node has."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if cls.__module__ != __name__:  # `Source` and `Sink` declare nothing
+            cls.__flowkit__ = _collect(cls)
+
+    def setup(self) -> Any:
+        """Called before the first message; may be a coroutine. If it raises, the replica fails."""
+
+    def finish(self) -> Any:
+        """Called once when every input has ended; may be a coroutine, and may still send."""
+
+    def teardown(self) -> Any:
+        """Called last, always, also after an error; may be a coroutine. May not send."""
+
+
+class Source(Node):
+    """A node that reads from outside, with positions, so that it can go on where it was.
+
+    `read` yields ``message, position`` pairs (or ``Many(messages), position``) and is an async or a
+    plain generator. The position is the one *after* the message: anything msgpack can hold.
+    A source has exactly one `Out`.
+    """
+
+    def read(self, position: Any) -> AsyncIterator[Any] | Iterator[Any]:
+        """Yield messages from `position` on; None means from the beginning."""
+        raise NotImplementedError  # pragma: no cover - a concrete source overrides it
+
+    def length(self) -> int | None:
+        """How many messages `read` will yield from the beginning, if that is known: for progress.
+
+        Called once, before `read`.
+        """
+        return None
+
+    async def commit(self, position: Any) -> None:
+        """Called with the position below which everything is done downstream; it only grows.
+
+        flowkit keeps positions by itself. Override this when the system that is read keeps them
+        (Kafka, JetStream). It may be called again with a position it has seen.
+        """
+
+
+class Sink(Node):
+    """A node whose input is acknowledged only when its effect is durable.
+
+    `commit` is called after the handlers of one or more batches have returned and before those
+    batches are acknowledged. If it raises, the replica dies and they are delivered again.
+    """
+
+    def commit(self) -> Any:
+        """Make durable what the handlers did; may be a coroutine."""
+
+
+def describe(cls: type) -> NodeInfo:
+    """What `cls` declares. Raises `DeclarationError` if it is no node class."""
+    if not (isinstance(cls, type) and issubclass(cls, Node)) or cls in (Node, Source, Sink):
+        name = getattr(cls, "__qualname__", repr(cls))
+        raise DeclarationError(f"{name} is not a node class", hint="subclass flowkit.Node")
+    return cls.__flowkit__
+
+
+def _collect(cls: type[Node]) -> NodeInfo:
+    """Read and check the declarations of `cls`, those of its bases included."""
+    attributes: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if base not in (object, Node, Source, Sink):
+            attributes.update(base.__dict__)
+    inputs = {name: value for name, value in attributes.items() if isinstance(value, In)}
+    outputs = {name: value for name, value in attributes.items() if isinstance(value, Out)}
+    for name in (*inputs, *outputs):
+        if name in _RESERVED or name.startswith("_") or not _NAME.fullmatch(name):
+            raise DeclarationError(
+                f"{cls.__qualname__}.{name}: not a name for a channel",
+                hint="use letters, digits and _, and none of flowkit's own names",
+            )
+    handlers = {name: _handler(cls, name, channel, attributes) for name, channel in inputs.items()}
+    for name in attributes:
+        if name.startswith("on_") and name[3:] not in inputs and callable(attributes[name]):
+            close = difflib.get_close_matches(name[3:], inputs, n=1, cutoff=0.5)
+            hint = (
+                f"did you mean 'on_{close[0]}'?"
+                if close
+                else f"declare the input: {name[3:]} = In(...)"
+            )
+            raise DeclarationError(f"{cls.__qualname__}.{name} handles no input", hint=hint)
+    timers = {
+        name: value.__flowkit_every__
+        for name, value in attributes.items()
+        if hasattr(value, "__flowkit_every__")
+    }
+    _check_shape(cls, attributes, inputs, outputs)
+    tasks = any(handler.coroutine for handler in handlers.values()) or any(
+        inspect.iscoroutinefunction(attributes.get(name)) for name in (*timers, "finish")
+    )
+    return NodeInfo(cls, inputs, outputs, handlers, timers, tasks)
+
+
+def _handler(cls: type[Node], name: str, channel: In[Any], attributes: dict[str, Any]) -> Handler:
+    method = f"on_{name}"
+    where = f"{cls.__qualname__}.{method}"
+    function = attributes.get(method)
+    if function is None:
+        near = [key for key in attributes if key.startswith("on") and callable(attributes[key])]
+        close = difflib.get_close_matches(method, near, n=1, cutoff=0.5)
+        hint = (
+            f"did you mean '{method}' by '{close[0]}'?" if close else f"write {method}(self, ...)"
+        )
+        raise DeclarationError(f"{cls.__qualname__}.{name} has no handler '{method}'", hint=hint)
+    if not inspect.isfunction(function):
+        raise DeclarationError(f"{where} is not a method", hint=f"write def {method}(self, ...)")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise DeclarationError(
+            f"{where} is a generator", hint="a handler sends with self.<output>.send(...)"
+        )
+    coroutine = inspect.iscoroutinefunction(function)
+    if channel.concurrency > 1 and not coroutine:
+        raise DeclarationError(
+            f"{where} is a plain function, but In(concurrency={channel.concurrency})",
+            hint="only coroutine handlers can run at the same time: write 'async def'",
+        )
+    parameters = list(inspect.signature(function).parameters.values())
+    positional = [
+        parameter
+        for parameter in parameters
+        if parameter.kind
+        in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    needed = sum(parameter.default is inspect.Parameter.empty for parameter in parameters)
+    if not 2 <= len(positional) <= 3 or needed > 3:
+        raise DeclarationError(
+            f"{where} takes {len(parameters) - 1} arguments",
+            hint="it is called with the message, or with the message and its meta",
+        )
+    _check_annotation(where, channel, function, positional[1].name)
+    return Handler(method, coroutine, wants_meta=len(positional) == 3)
+
+
+def _check_annotation(where: str, channel: In[Any], function: Any, parameter: str) -> None:
+    """Refuse an annotation that surely contradicts the channel's type; say nothing when unsure."""
+    try:
+        annotated = typing.get_type_hints(function).get(parameter, Any)
+    except Exception:  # names that only a type checker can resolve
+        return
+    expected = channel.type if channel.batch is None else list[channel.type]  # type: ignore[name-defined]
+    if typing.get_origin(annotated) is not typing.get_origin(expected):
+        clear = channel.batch is not None and isinstance(annotated, type)
+        contradicts = clear and annotated is not list
+    else:
+        plain = isinstance(annotated, type) and isinstance(expected, type)
+        plain = plain and typing.get_origin(expected) is None
+        contradicts = plain and not issubclass(expected, annotated)
+    if contradicts:
+        raise DeclarationError(
+            f"{where} takes {_type_name(annotated)}, its channel carries {_type_name(expected)}",
+            hint="make the annotation and the channel agree",
+        )
+
+
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not typing.get_origin(kind) else str(kind)
+
+
+def _check_shape(
+    cls: type[Node],
+    attributes: dict[str, Any],
+    inputs: dict[str, In[Any]],
+    outputs: dict[str, Out[Any]],
+) -> None:
+    name = cls.__qualname__
+    for hook in (*HOOKS, "commit"):
+        function = attributes.get(hook)
+        if function is not None and not inspect.isfunction(function):
+            raise DeclarationError(f"{name}.{hook} is not a method", hint=f"write def {hook}(self)")
+    if inputs and "run" in attributes:
+        raise DeclarationError(
+            f"{name} has inputs and run()",
+            hint="run() is for nodes whose stream begins there; use @every for a timer",
+        )
+    if not issubclass(cls, Source):
+        if outputs and not inputs and "run" not in attributes and not _has_timers(attributes):
+            raise DeclarationError(
+                f"{name} has outputs, but nothing that could send",
+                hint="give it an In, a run(), an @every timer, or make it a Source",
+            )
+        return
+    if inputs:
+        raise DeclarationError(f"{name} is a Source and has inputs", hint="make it a Node")
+    if not outputs:
+        return  # a base class for sources
+    if len(outputs) > 1:
+        raise DeclarationError(
+            f"{name} is a Source with {len(outputs)} outputs", hint="a Source has exactly one Out"
+        )
+    if "run" in attributes:
+        raise DeclarationError(
+            f"{name} is a Source with run()", hint="write read(self, position), or make it a Node"
+        )
+    read = attributes.get("read")
+    if read is None:
+        raise DeclarationError(f"{name} has no read()", hint="write read(self, position)")
+    if not (inspect.isasyncgenfunction(read) or inspect.isgeneratorfunction(read)):
+        raise DeclarationError(
+            f"{name}.read is no generator", hint="it yields (message, position) pairs"
+        )
+    if len(inspect.signature(read).parameters) != 2:
+        raise DeclarationError(f"{name}.read takes one argument", hint="read(self, position)")
+    commit = attributes.get("commit")
+    if commit is not None and len(inspect.signature(commit).parameters) != 2:
+        raise DeclarationError(f"{name}.commit takes one argument", hint="commit(self, position)")
+
+
+def _has_timers(attributes: dict[str, Any]) -> bool:
+    return any(hasattr(value, "__flowkit_every__") for value in attributes.values())

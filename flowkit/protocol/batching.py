@@ -1,0 +1,54 @@
+"""How large a batch should be: as large as is handled in a few milliseconds.
+
+A consumer measures how long its batches take and tells its producers how many messages a batch
+should hold and how many batches it wants ahead. Fast handlers get large batches, for throughput;
+slow ones get single messages, few ahead, so that all replicas of a pool have work.
+"""
+
+from __future__ import annotations
+
+MAX_COUNT = 4096
+"""Messages in a batch at most. From 512 on the cost per batch no longer matters; 4,096 short
+messages are handled in about a millisecond."""
+
+FAST = 0.005
+"""Seconds: a batch that took less may be twice as large."""
+SLOW = 0.020
+"""Seconds: a batch that took more is halved, so that the loop turns at least that often."""
+
+LARGE = 1 << 20
+"""Bytes: a batch that is larger is halved, whatever time it took: beyond this size the copy costs
+more than the frame."""
+
+MAX_AHEAD = 64
+"""Batches in a session that are not yet taken, at most."""
+AHEAD_SECONDS = 0.1
+"""How much work, in seconds, a consumer wants waiting; two batches at least."""
+
+
+class Pace:
+    """The pace of one input channel of one replica.
+
+    `max_count`: messages that a batch for this channel should hold at most.
+    `ahead`: batches each producer may send beyond what was taken.
+    """
+
+    __slots__ = ("max_count", "ahead", "_least", "_seconds")
+
+    def __init__(self, concurrency: int = 1) -> None:
+        self.max_count = 1
+        self._least = max(2, 2 * concurrency)
+        self.ahead = self._least
+        self._seconds = 0.0
+
+    def record(self, count: int, size: int, seconds: float) -> None:
+        """A batch of `count` messages, `size` bytes in all, was handled in `seconds`."""
+        if seconds > SLOW or size > LARGE:
+            self.max_count = max(1, min(self.max_count, count) // 2)
+        elif seconds < FAST and size <= LARGE // 2 and count * 2 > self.max_count:
+            # Only a batch that was about full says anything about a larger one.
+            self.max_count = min(MAX_COUNT, self.max_count * 2)
+        # A moving average over about eight batches: one hiccup does not close the window.
+        self._seconds += (seconds - self._seconds) / 8
+        wanted = int(AHEAD_SECONDS / self._seconds) + 1 if self._seconds > 0 else MAX_AHEAD
+        self.ahead = max(self._least, min(MAX_AHEAD, wanted))

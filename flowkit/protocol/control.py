@@ -1,0 +1,102 @@
+"""What a replica and the supervisor say to each other.
+
+The replica speaks first (`Ready`), and says `Done` before it closes its links. Every message names
+the incarnation, so that what a dead one said late is told from what its successor says.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from flowkit.errors import WireError
+
+LIMIT = 1 << 20
+"""Bytes of a message at most: a few hundred addresses."""
+
+
+class Ready(msgspec.Struct, tag=True):
+    """Replica: `setup()` has returned; my output links listen at `addresses` (by link)."""
+
+    token: str
+    node: str
+    replica: int
+    incarnation: int
+    addresses: dict[int, str]
+
+
+class Done(msgspec.Struct, tag=True):
+    """Replica: every input is closed, and all I sent is acknowledged. Answered with `Released`."""
+
+    incarnation: int
+
+
+class Stop(msgspec.Struct, tag=True):
+    """Replica: the node's error policy asks to stop the project."""
+
+    incarnation: int
+    reason: str
+
+
+class Start(msgspec.Struct, tag=True):
+    """Supervisor: all replicas are ready; a source may begin."""
+
+
+class ProducerAt(msgspec.Struct, tag=True):
+    """Supervisor: replica `replica` of input link `link` listens at `address`."""
+
+    link: int
+    replica: int
+    incarnation: int
+    address: str
+
+
+class Gone(msgspec.Struct, tag=True):
+    """Supervisor: that incarnation is dead, or `done` with everything."""
+
+    node: str
+    replica: int
+    incarnation: int
+    done: bool
+
+
+class Drain(msgspec.Struct, tag=True):
+    """Supervisor: a source is to stop reading; everything else ends by itself."""
+
+
+class Released(msgspec.Struct, tag=True):
+    """Supervisor: your `Done` is noted; close your links and leave."""
+
+
+FromReplica = Ready | Done | Stop
+FromSupervisor = Start | ProducerAt | Gone | Drain | Released
+
+_encode = msgspec.msgpack.Encoder().encode
+_of_replica: msgspec.msgpack.Decoder[FromReplica] = msgspec.msgpack.Decoder(FromReplica)
+_of_supervisor: msgspec.msgpack.Decoder[FromSupervisor] = msgspec.msgpack.Decoder(FromSupervisor)
+
+
+def encode(message: FromReplica | FromSupervisor) -> list[bytes]:
+    return [_encode(message)]
+
+
+def from_replica(parts: list[bytes]) -> FromReplica:
+    """Decode what a replica said; raises WireError and nothing else."""
+    _check(parts)
+    try:
+        return _of_replica.decode(parts[0])
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        raise WireError("control", str(error)) from None
+
+
+def from_supervisor(parts: list[bytes]) -> FromSupervisor:
+    """Decode what the supervisor said; raises WireError and nothing else."""
+    _check(parts)
+    try:
+        return _of_supervisor.decode(parts[0])
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        raise WireError("control", str(error)) from None
+
+
+def _check(parts: list[bytes]) -> None:
+    if len(parts) != 1 or len(parts[0]) > LIMIT:
+        raise WireError("control", f"{len(parts)} parts of {sum(map(len, parts))} bytes")

@@ -1,0 +1,426 @@
+"""The core of a replica: its links, its unsettled work, and when it may finish, close and leave.
+
+The shell that runs a node calls in: frames with `from_consumer` and `from_producer`, the
+supervisor's words with `producer_at` and `peer_gone`, and the work itself: `take` a batch,
+`release` what its handlers sent, `finish` the work. After each turn of the loop it calls `flush`
+and carries out `actions`. Nothing here knows a socket, a loop, a clock or a process.
+
+The rules of the end (a replica leaves only when nothing depends on it any more):
+
+1. `finish()` runs once, when every input is closed; for a source, when its stream has ended.
+2. When that has returned and everything sent is acknowledged, DONE goes to the supervisor.
+3. When the supervisor has confirmed it, CLOSE goes to the consumers, and the process may end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple
+
+from flowkit.codecs import Codec, encode_extras
+from flowkit.errors import EncodeError, MessageTooLarge
+from flowkit.message import Key
+from flowkit.protocol.batching import MAX_COUNT, Pace
+from flowkit.protocol.events import (
+    Action,
+    CallFinish,
+    Commit,
+    Complain,
+    Identity,
+    Leave,
+    ReportDone,
+    Terms,
+)
+from flowkit.protocol.ledger import Books
+from flowkit.protocol.lineage import Root, Roots, Seen, Work, derive
+from flowkit.protocol.receiver import InBatch, Receiver, State
+from flowkit.protocol.routing import Cut, Router
+from flowkit.protocol.sender import OutBatch, Sender
+from flowkit.wire import Frame
+
+BATCH_BYTES = 8 << 20
+"""A batch whose payload is larger is cut in two, unless it is a single message."""
+
+MESSAGE_BYTES = 512 << 20
+"""The largest message that may be sent."""
+
+
+class Phase(Enum):
+    """How far a replica is; only forward."""
+
+    OPEN = "open"
+    FINISHING = "finishing"
+    """`finish()` is running."""
+    DRAINING = "draining"
+    """Waiting until everything that was sent is acknowledged."""
+    REPORTING = "reporting"
+    """DONE is reported and not yet confirmed."""
+    CLOSED = "closed"
+
+
+@dataclass(slots=True)
+class Outlet:
+    """One output link: where it leads, how its messages are cut and encoded."""
+
+    sender: Sender
+    router: Router
+    codec: Codec[Any]
+    way: bytes
+    """Names the output channel in ids; see `lineage.derive`."""
+
+
+class Unsendable(NamedTuple):
+    """A message that cannot be encoded, or has no key, on output link `link`."""
+
+    link: int
+    message: Any
+    error: EncodeError | MessageTooLarge
+
+
+class Inbox:
+    """One input channel: the receivers of all links that lead to it, taken from in turn."""
+
+    def __init__(self, channel: str, concurrency: int) -> None:
+        self.channel = channel
+        self.pace = Pace(concurrency)
+        self.receivers: list[Receiver] = []
+        self._turn: deque[Receiver] = deque()
+
+    def add(self, receiver: Receiver) -> None:
+        self.receivers.append(receiver)
+        self._turn.append(receiver)
+
+    @property
+    def empty(self) -> bool:
+        return not any(receiver.queue for receiver in self.receivers)
+
+    def take(self) -> InBatch | None:
+        """The next batch, fairly among producers."""
+        for _ in range(len(self._turn)):
+            receiver = self._turn[0]
+            self._turn.rotate(-1)
+            if receiver.queue:
+                return receiver.take()
+        return None
+
+    @property
+    def closed(self) -> bool:
+        return all(
+            receiver.state is State.CLOSED and not receiver.held for receiver in self.receivers
+        )
+
+
+class Engine:
+    """One replica's links and unsettled work."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        inputs: Sequence[Terms],
+        outputs: Sequence[tuple[Terms, Router, Codec[Any], Books]],
+        concurrency: Mapping[str, int] | None = None,
+    ) -> None:
+        self.identity = identity
+        self.actions: deque[Action] = deque()
+        self.phase = Phase.OPEN
+        self.roots = Roots(identity.origin, identity.incarnation)
+        self.roots.on_commit = self._on_commit
+        self.inboxes: dict[str, Inbox] = {}
+        self._receivers: dict[int, list[Receiver]] = {}
+        self._inputs = {terms.index: terms for terms in inputs}
+        self._outlets: dict[str, list[Outlet]] = {}
+        self.senders: dict[int, Sender] = {}
+        self._stream_ended = False
+        self._commit_due = False
+        post = self.actions.append
+        for terms in inputs:
+            inbox = self.inboxes.get(terms.into)
+            if inbox is None:
+                inbox = Inbox(terms.into, (concurrency or {}).get(terms.into, 1))
+                self.inboxes[terms.into] = inbox
+            seen = Seen()
+            self._receivers[terms.index] = []
+            for producer in range(terms.producers):
+                receiver = Receiver(
+                    identity, terms, producer, inbox.pace, seen, self._downstream_cut, post
+                )
+                self._receivers[terms.index].append(receiver)
+                inbox.add(receiver)
+        for terms, router, codec, books in outputs:
+            sender = Sender(identity, terms, books, post)
+            self.senders[terms.index] = sender
+            outlet = Outlet(sender, router, codec, terms.out.encode())
+            self._outlets.setdefault(terms.out, []).append(outlet)
+
+    # -- what peers and the supervisor say -----------------------------------------------------
+
+    def from_consumer(self, link: int, peer: bytes, frame: Frame) -> None:
+        """A frame came in on the socket bound for output `link`."""
+        self.senders[link].receive(peer, frame)
+
+    def from_producer(self, link: int, producer: int, frame: Frame) -> None:
+        """A frame came in on the connection to replica `producer` of input `link`."""
+        self._receivers[link][producer].receive(frame)
+
+    def garbage_from_consumer(self, link: int, peer: bytes, reason: str) -> None:
+        """Bytes that are no frame came in: dropped, counted by the shell, answered with RESET."""
+        self.senders[link].refuse(peer, 0, reason)
+
+    def garbage_from_producer(self, link: int, producer: int, reason: str) -> None:
+        self._receivers[link][producer].restart(reason)
+
+    def producer_at(self, link: int, replica: int, incarnation: int, address: str) -> None:
+        """The supervisor says where a producer listens."""
+        self._receivers[link][replica].available(incarnation, address)
+
+    def peer_gone(self, node: str, replica: int, incarnation: int, done: bool) -> None:
+        """The supervisor says that a replica is dead, or done with everything."""
+        for index, terms in self._inputs.items():
+            if terms.source == node:
+                self._receivers[index][replica].gone(incarnation, done)
+        for sender in self.senders.values():
+            if sender.terms.target == node:
+                sender.gone(replica, incarnation)
+
+    def tick(self) -> None:
+        """Call once a second."""
+        for sender in self.senders.values():
+            sender.tick()
+        for receiver in self._all_receivers():
+            receiver.tick()
+
+    # -- work ----------------------------------------------------------------------------------
+
+    @property
+    def room(self) -> bool:
+        """Whether new work may begin: looked at before a batch is taken, never within one."""
+        return not self.roots.full and not any(sender.full for sender in self.senders.values())
+
+    @property
+    def hungry(self) -> bool:
+        """Whether a source should read on. Stricter than `room`: it has no batch in hand."""
+        return not self.roots.full and all(sender.hungry for sender in self.senders.values())
+
+    def take(self, channel: str) -> tuple[InBatch, Work] | None:
+        """The next batch of `channel` and the work to `release` on; None if there is none.
+
+        The work is the batch itself, except on a lossy link: nobody holds that batch's lineage,
+        so what is made of it begins a new one.
+        """
+        if not self.room:
+            return None
+        batch = self.inboxes[channel].take()
+        if batch is None:
+            return None
+        if batch.terms.lossy:
+            work = self.begin(parents=(batch,))
+            batch.finish()
+            return batch, work
+        return batch, batch
+
+    def begin(self, position: Any = None, parents: tuple[Work, ...] = ()) -> Root:
+        """Open a root: a batch of a source, a tick of a timer, a group of input messages.
+
+        `parents` are acknowledged only after it. Call `finish` on it when all is released.
+        """
+        root = self.roots.open(position, parents)
+        root.cut = self._downstream_cut()
+        return root
+
+    def begin_finish(self) -> Root:
+        """Open the root of what `finish()` sends. Its cut is the same in every incarnation."""
+        root = self.roots.finish()
+        root.cut = MAX_COUNT
+        return root
+
+    def root_count(self, channel: str) -> int:
+        """Messages that a root batch of `channel` should hold now."""
+        return min(
+            (outlet.sender.max_count for outlet in self._outlets.get(channel, ())),
+            default=MAX_COUNT,
+        )
+
+    def release(
+        self,
+        work: Work,
+        channel: str,
+        messages: list[Any],
+        keys: list[Key] | None = None,
+        headers: list[Any] | None = None,
+    ) -> list[Unsendable]:
+        """Offer what was sent while handling `work` to the links of `channel`.
+
+        Call it once for each channel, in a fixed order, then `finish` on the work. What cannot be
+        encoded is booked as dead-lettered and returned for the shell to keep and to tell.
+        """
+        bad: list[Unsendable] = []
+        own = isinstance(work, Root) and not work.parents
+        for outlet in self._outlets.get(channel, ()):
+            sender = outlet.sender
+            # A root's ids are never made again, so it may be cut as its consumers ask now; what is
+            # made of it must be cut the same way each time, as the root was stamped.
+            size = max(work.cut, sender.max_count) if own else work.cut
+            try:
+                pieces = list(_encode(outlet, messages, keys, headers, size))
+            except (EncodeError, MessageTooLarge):
+                good, faults = _sort_out(outlet, messages, keys, headers)
+                lost = len(faults) * outlet.router.copies
+                sender.books.sent(lost, own)
+                sender.books.dead_lettered(lost, own)
+                bad += [Unsendable(sender.terms.index, *fault) for fault in faults]
+                pieces = list(_encode(outlet, *good, size))
+            # The link that the parent came on is part of the way: see `derive`.
+            way = outlet.way
+            if isinstance(work, InBatch):
+                way = b"%b>%b" % (work.terms.name.encode(), way)
+            batches = []
+            for number, (piece, payload, extras) in enumerate(pieces):
+                batches.append(
+                    OutBatch(
+                        work,
+                        derive(work.id, way, number, piece.slot),
+                        len(piece.messages),
+                        payload,
+                        extras,
+                        piece.group,
+                        own,
+                    )
+                )
+            if batches:
+                sender.offer(batches)
+        return bad
+
+    def flush(self) -> None:
+        """Send what is due: batches, acknowledgements, credit. Once a turn of the loop."""
+        for sender in self.senders.values():
+            sender.flush()
+        for receiver in self._all_receivers():
+            receiver.flush()
+        if self._commit_due:
+            self._commit_due = False
+            self.actions.append(Commit(self.roots.committed))
+        self._progress()
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def end_stream(self) -> None:
+        """A source's stream has ended, or it was told to stop."""
+        self._stream_ended = True
+        self._progress()
+
+    def finished(self) -> None:
+        """The node's `finish` has returned and what it sent is released."""
+        self.phase = Phase.DRAINING
+        for sender in self.senders.values():
+            sender.flush()
+            sender.end()
+        self._progress()
+
+    def released(self) -> None:
+        """The supervisor has confirmed DONE."""
+        if self.phase is not Phase.REPORTING:
+            self.actions.append(Complain(f"released while {self.phase.value}"))
+            return
+        self.phase = Phase.CLOSED
+        for sender in self.senders.values():
+            sender.close()
+        self.actions.append(Leave())
+
+    @property
+    def in_hand(self) -> int:
+        """Input batches received and not yet settled."""
+        return sum(receiver.held for receiver in self._all_receivers())
+
+    def _progress(self) -> None:
+        if self.phase is Phase.OPEN:
+            ended = self._stream_ended
+            if self.inboxes:
+                ended = all(inbox.closed for inbox in self.inboxes.values())
+            if ended:
+                self.phase = Phase.FINISHING
+                self.actions.append(CallFinish())
+        elif self.phase is Phase.DRAINING:
+            if self.roots.idle and all(sender.idle for sender in self.senders.values()):
+                self.phase = Phase.REPORTING
+                if self._commit_due:
+                    self._commit_due = False
+                    self.actions.append(Commit(self.roots.committed))
+                self.actions.append(ReportDone())
+
+    def _all_receivers(self) -> Iterable[Receiver]:
+        for receivers in self._receivers.values():
+            yield from receivers
+
+    def _downstream_cut(self) -> int:
+        return min((sender.cut for sender in self.senders.values()), default=MAX_COUNT)
+
+    def _on_commit(self) -> None:
+        self._commit_due = True
+
+
+def _encode(
+    outlet: Outlet,
+    messages: list[Any],
+    keys: list[Key] | None,
+    headers: list[Any] | None,
+    size: int,
+) -> Iterable[tuple[Cut, bytes, bytes]]:
+    for piece in outlet.router.cut(messages, keys, headers, max(size, 1)) if messages else ():
+        payload = outlet.codec.encode(piece.messages)
+        for part, body in _halve(outlet.codec.encode, piece, payload):
+            yield part, body, encode_extras(part.keys, part.headers)
+
+
+def _halve(
+    encode: Callable[[Sequence[Any]], bytes], piece: Cut, payload: bytes
+) -> Iterable[tuple[Cut, bytes]]:
+    """Cut a piece that is too large in two, and again. Depends on its content alone."""
+    if len(payload) <= BATCH_BYTES:
+        yield piece, payload
+        return
+    count = len(piece.messages)
+    if count == 1:
+        if len(payload) > MESSAGE_BYTES:
+            raise MessageTooLarge(
+                f"a message of {len(payload):,} bytes; the limit is {MESSAGE_BYTES:,}",
+                len(payload),
+                MESSAGE_BYTES,
+            )
+        yield piece, payload
+        return
+    for part in (slice(0, count // 2), slice(count // 2, count)):
+        half = piece._replace(
+            messages=piece.messages[part],
+            keys=None if piece.keys is None else piece.keys[part],
+            headers=None if piece.headers is None else piece.headers[part],
+        )
+        yield from _halve(encode, half, encode(half.messages))
+
+
+_Columns = tuple[list[Any], list[Key] | None, list[Any] | None]
+
+
+def _sort_out(
+    outlet: Outlet, messages: list[Any], keys: list[Key] | None, headers: list[Any] | None
+) -> tuple[_Columns, list[tuple[Any, EncodeError | MessageTooLarge]]]:
+    """Part the messages that can be sent from those that cannot, one by one."""
+    places: list[int] = []
+    faults: list[tuple[Any, EncodeError | MessageTooLarge]] = []
+    for place, message in enumerate(messages):
+        key = None if keys is None else [keys[place]]
+        header = None if headers is None else [headers[place]]
+        try:
+            list(_encode(outlet, [message], key, header, 1))
+        except (EncodeError, MessageTooLarge) as error:
+            faults.append((message, error))
+        else:
+            places.append(place)
+    good = (
+        [messages[place] for place in places],
+        None if keys is None else [keys[place] for place in places],
+        None if headers is None else [headers[place] for place in places],
+    )
+    return good, faults

@@ -1,0 +1,157 @@
+"""The books of a link: what was sent and what became of it.
+
+The counters of one output link of one incarnation are a row of 64-bit integers in memory that the
+supervisor can read after the process is dead, so that a death forgets nothing. The producer keeps
+them: `done` counts when the acknowledgement comes, less what it says was given up.
+
+Always: sent = done + dropped + dead lettered + superseded + in flight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableSequence
+from dataclasses import dataclass, field
+
+REASONS = (
+    "handler failed",
+    "consumer died",
+    "producer died",
+    "no room: oldest",
+    "no room: newest",
+    "stopped",
+)
+"""Why messages are dropped; their order is their place in the row."""
+
+SENT, DELIVERED, DONE, REDELIVERED, DEAD_LETTERED, OWN_SENT, OWN_SETTLED = range(7)
+_REASON = 8
+ROW = 16
+"""Integers in the row of a link."""
+
+
+class Books:
+    """The row of one output link in one incarnation of its producer.
+
+    `row` is anything that holds `ROW` integers: a list, or a view of shared memory. `own` messages
+    are those whose stream began in this replica (a source's, a timer's): nobody redelivers them.
+    """
+
+    __slots__ = ("_row",)
+
+    def __init__(self, row: MutableSequence[int] | memoryview[int]) -> None:
+        if len(row) != ROW:
+            raise ValueError(f"a row of {ROW} integers, not {len(row)}")
+        self._row = row
+
+    def sent(self, count: int, own: bool) -> None:
+        self._row[SENT] += count
+        if own:
+            self._row[OWN_SENT] += count
+
+    def delivered(self, count: int, again: bool) -> None:
+        self._row[DELIVERED] += count
+        if again:
+            self._row[REDELIVERED] += count
+
+    def settled(self, count: int, dead_lettered: int, dropped: int, own: bool) -> None:
+        """`count` messages were acknowledged, of which some were given up by the consumer."""
+        row = self._row
+        row[DONE] += count - dead_lettered - dropped
+        row[DEAD_LETTERED] += dead_lettered
+        row[_REASON] += dropped
+        if own:
+            row[OWN_SETTLED] += count
+
+    def dropped(self, count: int, reason: str, own: bool) -> None:
+        self._row[_REASON + REASONS.index(reason)] += count
+        if own:
+            self._row[OWN_SETTLED] += count
+
+    def dead_lettered(self, count: int, own: bool) -> None:
+        """Given up before they left: they could not be encoded."""
+        self._row[DEAD_LETTERED] += count
+        if own:
+            self._row[OWN_SETTLED] += count
+
+    def close(self) -> None:
+        """Let go of the memory; the books must not be used afterwards."""
+        if isinstance(self._row, memoryview):
+            self._row.release()
+
+    def read(self) -> Entry:
+        """What the row says now."""
+        row = self._row
+        dropped = {
+            reason: int(row[_REASON + place])
+            for place, reason in enumerate(REASONS)
+            if row[_REASON + place]
+        }
+        return Entry(
+            sent=int(row[SENT]),
+            delivered=int(row[DELIVERED]),
+            done=int(row[DONE]),
+            redelivered=int(row[REDELIVERED]),
+            dead_lettered=int(row[DEAD_LETTERED]),
+            dropped=dropped,
+            own_unsettled=int(row[OWN_SENT] - row[OWN_SETTLED]),
+        )
+
+
+@dataclass(slots=True)
+class Entry:
+    """The books of a link, summed over producers and incarnations; all figures are messages."""
+
+    sent: int = 0
+    delivered: int = 0
+    done: int = 0
+    redelivered: int = 0
+    dead_lettered: int = 0
+    superseded: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    own_unsettled: int = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Sent, and neither done nor given up. Negative would be a bug: see `balanced`."""
+        return (
+            self.sent
+            - self.done
+            - self.dead_lettered
+            - self.superseded
+            - sum(self.dropped.values())
+        )
+
+    @property
+    def balanced(self) -> bool:
+        return self.in_flight >= 0 and self.delivered >= self.redelivered
+
+    def add(self, other: Entry) -> None:
+        self.sent += other.sent
+        self.delivered += other.delivered
+        self.done += other.done
+        self.redelivered += other.redelivered
+        self.dead_lettered += other.dead_lettered
+        self.superseded += other.superseded
+        self.own_unsettled += other.own_unsettled
+        for reason, count in other.dropped.items():
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def bury(self, replayed: bool) -> None:
+        """The producer is dead: what it had not settled will not be settled by it.
+
+        What it made of its input is superseded, since that input is delivered again. What began in
+        it is superseded only if it is `replayed` (a source with positions), else it is lost.
+        """
+        rest = self.in_flight
+        lost = 0 if replayed else min(rest, self.own_unsettled)
+        if lost:
+            self.dropped["producer died"] = self.dropped.get("producer died", 0) + lost
+        self.superseded += rest - lost
+        self.own_unsettled = 0
+
+
+def total(entries: Iterable[Entry]) -> Entry:
+    """The sum of `entries`."""
+    result = Entry()
+    for entry in entries:
+        result.add(entry)
+    return result

@@ -1,0 +1,229 @@
+"""Where a batch comes from: ids that survive redelivery, and what may be forgotten of them.
+
+An id is 16 bytes: origin (2), incarnation (2), sequence (6), path (6). The first ten are the
+*root*: which batch of which source it stems from. `path` is 0 for the root itself, which no frame
+carries, and a hash of the way for everything made of it, so that a handler which runs again over a
+redelivered batch gives its output the ids it had the first time, and consumers can tell a copy from
+news.
+
+`origin` numbers the replicas of a project; (origin, incarnation) is one *span*: a range of
+sequences of which the maker knows the lowest that is not settled. Every frame carries how far its
+root is above that; what lies below can never come again and is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any
+
+ID_SIZE = 16
+PATH_SIZE = 6
+FINISH = 0
+"""Stands for the incarnation in the ids of what `finish()` sends. Real ones count from 1."""
+
+MAX_SPAN = 4096
+"""How many root batches of one replica may be unsettled: bounds what consumers remember. The
+field on the wire holds 65,535."""
+
+DEAD_SPANS = 64
+"""How many spans that ended (their replica died) a consumer keeps for one origin. Copies of their
+batches can only come while older deliveries are still being settled."""
+
+
+def root_id(origin: int, incarnation: int, sequence: int) -> bytes:
+    """The id of root batch `sequence` of a replica."""
+    return b"%b%b%b%b" % (
+        origin.to_bytes(2),
+        (incarnation & 0xFFFF).to_bytes(2),
+        sequence.to_bytes(6),
+        bytes(PATH_SIZE),
+    )
+
+
+def derive(parent: bytes, way: bytes, chunk: int, slot: int) -> bytes:
+    """The id of output `chunk` for `slot` of a batch with id `parent`.
+
+    `way` names the link that the parent came on and the output channel. Without the link in it the
+    two arms of a diamond would share ids; the slot is 0 where any replica may take the batch.
+    """
+    digest = blake2b(digest_size=PATH_SIZE)
+    digest.update(parent)
+    digest.update(way)
+    digest.update(chunk.to_bytes(4))
+    digest.update(slot.to_bytes(4))
+    return parent[: ID_SIZE - PATH_SIZE] + digest.digest()
+
+
+class Work:
+    """A batch whose handling is not yet settled.
+
+    It is settled when its handlers have returned (`handled`) and every batch made of what they
+    sent is acknowledged (`pending` is 0); then `settled` is called, once.
+    """
+
+    __slots__ = ("id", "span", "cut", "pending", "handled", "settled")
+
+    def __init__(self, id: bytes, span: int, cut: int, settled: Callable[[], None]) -> None:
+        self.id = id
+        self.span = span
+        self.cut = cut
+        self.pending = 0
+        self.handled = False
+        self.settled = settled
+
+    def finish(self) -> None:
+        """The handlers have returned and everything they sent has been counted in `pending`."""
+        self.handled = True
+        if self.pending == 0:
+            self.settled()
+
+    def release(self) -> None:
+        """One batch made of this one is acknowledged."""
+        self.pending -= 1
+        if self.pending == 0 and self.handled:
+            self.settled()
+
+
+class Root(Work):
+    """A batch whose stream begins in this replica. `position` is a source's, after the batch."""
+
+    __slots__ = ("sequence", "position", "parents", "open")
+
+    def __init__(self, id: bytes, sequence: int, span: int, position: Any) -> None:
+        self.sequence = sequence
+        self.position = position
+        self.parents: tuple[Work, ...] = ()
+        self.open = True
+        super().__init__(id, span, 1, lambda: None)
+
+
+class Roots:
+    """The root batches of one replica: hands out ids, knows the low watermark.
+
+    `committed` is the position of the highest root below which everything is settled.
+    """
+
+    def __init__(self, origin: int, incarnation: int) -> None:
+        self._origin = origin
+        self._incarnation = incarnation
+        self._next = 1
+        self._open: deque[Root] = deque()
+        self._finish: Root | None = None
+        self.committed: Any = None
+        self.on_commit: Callable[[], None] = lambda: None
+
+    @property
+    def full(self) -> bool:
+        """Whether the span is used up: nothing new may begin until the lowest root is settled."""
+        return bool(self._open) and self._next - self._open[0].sequence >= MAX_SPAN
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was opened is settled."""
+        return not self._open and (self._finish is None or not self._finish.open)
+
+    def open(self, position: Any = None, parents: tuple[Work, ...] = ()) -> Root:
+        """Begin a root. `parents`: input batches that are held until this root is settled."""
+        sequence = self._next
+        self._next += 1
+        low = self._open[0].sequence if self._open else sequence
+        identity = root_id(self._origin, self._incarnation, sequence)
+        root = Root(identity, sequence, sequence - low, position)
+        root.parents = parents
+        for parent in parents:
+            parent.pending += 1
+        root.settled = lambda: self._settle(root)
+        self._open.append(root)
+        return root
+
+    def finish(self) -> Root:
+        """The one root of what `finish()` sends: the same id in every incarnation, so that a
+        replica that dies after it and runs it again sends copies, and never forgotten."""
+        identity = root_id(self._origin, FINISH, 1)
+        root = self._finish = Root(identity, 1, 1, None)
+        root.settled = lambda: self._settle(root)
+        return root
+
+    def _settle(self, root: Root) -> None:
+        root.open = False
+        moved = False
+        while self._open and not self._open[0].open:
+            first = self._open.popleft()
+            if first.position is not None:
+                self.committed = first.position
+                moved = True
+        for parent in root.parents:
+            parent.release()
+        if moved:
+            self.on_commit()
+
+
+class _Span:
+    __slots__ = ("low", "roots")
+
+    def __init__(self) -> None:
+        self.low = 0
+        self.roots: dict[int, dict[bytes, Any]] = {}
+
+    def raise_low(self, low: int) -> None:
+        if low <= self.low:
+            return
+        if low - self.low < len(self.roots):
+            for sequence in range(self.low, low):
+                self.roots.pop(sequence, None)
+        else:
+            self.roots = {root: paths for root, paths in self.roots.items() if root >= low}
+        self.low = low
+
+
+DONE = object()
+"""What `Seen.look` says of an id that is settled."""
+
+
+class Seen:
+    """The ids of one input link that are in progress or settled.
+
+    Memory: the batches of all roots between the low watermark of their span and the newest.
+    """
+
+    def __init__(self) -> None:
+        self._spans: dict[bytes, _Span] = {}
+        self._of_origin: dict[bytes, deque[bytes]] = {}
+
+    def look(self, id: bytes, span: int) -> Any:
+        """`DONE`, the object noted with `begin` while in progress, or None if `id` is news."""
+        mine = self._spans.get(id[:4])
+        if mine is None:
+            mine = self._add(id[:4])
+        sequence = int.from_bytes(id[4:10])
+        mine.raise_low(sequence - span)
+        if sequence < mine.low:
+            return DONE
+        paths = mine.roots.get(sequence)
+        return None if paths is None else paths.get(id[10:])
+
+    def begin(self, id: bytes, work: Any) -> None:
+        """Note that `id` is in progress as `work`."""
+        roots = self._spans[id[:4]].roots
+        roots.setdefault(int.from_bytes(id[4:10]), {})[id[10:]] = work
+
+    def done(self, id: bytes) -> None:
+        """Note that `id` is settled."""
+        span = self._spans.get(id[:4])
+        if span is not None:
+            paths = span.roots.get(int.from_bytes(id[4:10]))
+            if paths is not None:
+                paths[id[10:]] = DONE
+
+    def __len__(self) -> int:
+        return sum(len(paths) for span in self._spans.values() for paths in span.roots.values())
+
+    def _add(self, key: bytes) -> _Span:
+        mine = self._spans[key] = _Span()
+        order = self._of_origin.setdefault(key[:2], deque())
+        order.append(key)
+        if len(order) > DEAD_SPANS:
+            del self._spans[order.popleft()]
+        return mine

@@ -1,0 +1,366 @@
+"""The consumer's end of a link: one receiver for each replica of the producer.
+
+Theory of operation. The supervisor says where a producer is; the receiver connects, opens a session
+(HELLO, WELCOME) and grants credit. Batches queue here until the replica takes them: taking one
+returns its credit, settling it acknowledges it. Acknowledgements are cumulative, so they wait for
+the lowest. A session ends on a gap, a broken rule or a RESET, and another is opened on a fresh
+connection; what was received stays received, and copies that come again join it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+
+from flowkit import wire
+from flowkit.protocol.batching import Pace
+from flowkit.protocol.events import (
+    Action,
+    Complain,
+    Connect,
+    Disconnect,
+    Identity,
+    Leave,
+    Terms,
+    ToProducer,
+)
+from flowkit.protocol.lineage import DONE, Seen, Work
+from flowkit.wire import Ack, Close, Credit, Data, End, Frame, Heartbeat, Hello, Reject, Reset
+
+AHEAD_BYTES = 8 << 20
+"""Bytes a producer may send beyond what was taken. A larger batch is let through alone."""
+
+HELLO_TICKS = 2
+"""Ticks (seconds) to wait for the answer to HELLO before it is repeated on a fresh connection;
+doubled each time, up to `HELLO_TICKS_MAX`: the producer's loop may be busy."""
+HELLO_TICKS_MAX = 16
+
+
+class State(Enum):
+    """Where a receiver stands."""
+
+    ABSENT = "absent"
+    """The producer is not there: not yet, or it died."""
+    OPENING = "opening"
+    """HELLO is sent."""
+    LIVE = "live"
+    CLOSED = "closed"
+    """The producer has sent everything and all of it is acknowledged."""
+    REFUSED = "refused"
+    """The producer will not talk to us; the supervisor decides."""
+
+
+class _Entry:
+    """One batch of a session, in the order of its sequence numbers."""
+
+    __slots__ = ("done", "dead_lettered", "dropped")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.dead_lettered = 0
+        self.dropped = 0
+
+
+class InBatch(Work):
+    """A batch that was received. The handlers' side fills in what it gave up.
+
+    `copies` are the places, in one session or several, that wait for its acknowledgement.
+    """
+
+    __slots__ = (
+        "receiver",
+        "session",
+        "count",
+        "payload",
+        "extras",
+        "attempts",
+        "dead_lettered",
+        "dropped",
+        "copies",
+    )
+
+    def __init__(self, receiver: Receiver, frame: Data, settled: Callable[[], None]) -> None:
+        super().__init__(frame.id, frame.span, frame.cut, settled)
+        self.receiver = receiver
+        self.session = frame.session
+        self.count = frame.count
+        self.payload = frame.payload
+        self.extras = frame.extras
+        self.attempts = frame.attempts
+        self.dead_lettered = 0
+        self.dropped = 0
+        self.copies: list[tuple[Receiver, _Entry]] = []
+
+    @property
+    def terms(self) -> Terms:
+        return self.receiver.terms
+
+    @property
+    def size(self) -> int:
+        return len(self.payload) + len(self.extras)
+
+
+class Receiver:
+    """One input link from one producer replica. Actions go to `post`.
+
+    `seen` is shared by the receivers of a link, `pace` by those of an input channel. `cut` tells
+    how many messages batches made downstream should hold.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        terms: Terms,
+        producer: int,
+        pace: Pace,
+        seen: Seen,
+        cut: Callable[[], int],
+        post: Callable[[Action], None],
+    ) -> None:
+        self.terms = terms
+        self.producer = producer
+        self.pace = pace
+        self.state = State.ABSENT
+        self.queue: deque[InBatch] = deque()
+        self.held = 0
+        """Batches received and not yet settled."""
+        self._identity = identity
+        self._seen = seen
+        self._cut = cut
+        self._post = post
+        self._incarnation = 0
+        self._address = ""
+        self._counter = 0
+        self._waited = 0
+        self._patience = HELLO_TICKS
+        self._begin(0)
+
+    def _begin(self, session: int) -> None:
+        """Forget the figures of the session before."""
+        self._session = session
+        self._received = 0
+        self._taken = 0
+        self._taken_bytes = 0
+        self._stale = len(self.queue)  # batches of earlier sessions that still take up room
+        self._entries: deque[_Entry] = deque()
+        self._acked = 0
+        self._dead_lettered = 0
+        self._dropped = 0
+        self._granted = 0
+        self._granted_bytes = 0
+        self._told = (0, 0)
+        self._unsaid_ack = False
+        self._spoke = True
+
+    # -- what the supervisor says --------------------------------------------------------------
+
+    def available(self, incarnation: int, address: str) -> None:
+        """The producer's `incarnation` listens at `address`. Older news is ignored."""
+        if incarnation <= self._incarnation or self.state is State.CLOSED:
+            return
+        self._incarnation = incarnation
+        self._address = address
+        self._patience = HELLO_TICKS
+        self._open()
+
+    def gone(self, incarnation: int, done: bool) -> None:
+        """That incarnation of the producer is dead, or `done`: it has closed its links."""
+        if incarnation < self._incarnation or self.state is State.CLOSED:
+            return
+        if self.state is not State.ABSENT:
+            self._post(Disconnect(self.terms.index, self.producer))
+        self._incarnation = incarnation
+        self._begin(0)
+        self.state = State.CLOSED if done else State.ABSENT
+
+    # -- what the replica does -----------------------------------------------------------------
+
+    def take(self) -> InBatch:
+        """The oldest batch of the queue, which must not be empty; its credit returns."""
+        batch = self.queue.popleft()
+        if batch.session == self._session:
+            self._taken += 1
+            self._taken_bytes += batch.size
+        else:
+            self._stale -= 1
+        return batch
+
+    def flush(self) -> None:
+        """Say what is unsaid, acknowledgements and credit, in one frame; once a turn."""
+        if self.state is not State.LIVE:
+            return
+        limit = self._limit()
+        if self._unsaid_ack:
+            self._acknowledge()
+        elif limit > self._granted or self._told != self._wishes():
+            self._grant()
+            self._say(Credit(self._session, self._granted, self._granted_bytes, *self._told))
+
+    def tick(self) -> None:
+        """Call once a second: repeats HELLO, and restates ack and credit on an idle session."""
+        if self.state is State.OPENING:
+            self._waited += 1
+            if self._waited >= self._patience:
+                self._patience = min(2 * self._patience, HELLO_TICKS_MAX)
+                self._open()
+        elif self.state is State.LIVE:
+            if not self._spoke:
+                self._acknowledge()
+            self._spoke = False
+
+    # -- what the producer says ----------------------------------------------------------------
+
+    def receive(self, frame: Frame) -> None:
+        """Handle one frame of the producer; whatever it holds, nothing is raised."""
+        if isinstance(frame, Data):
+            self._data(frame)
+        elif isinstance(frame, wire.Welcome):
+            if self.state is State.OPENING:
+                self.state = State.LIVE
+                self._session = frame.session
+                self._patience = HELLO_TICKS
+        elif isinstance(frame, Reject):
+            if self.state is State.OPENING:
+                self._rejected(frame)
+        elif isinstance(frame, Hello):
+            self.restart("HELLO from a producer")
+        elif self.state is not State.LIVE or frame.session != self._session:
+            if isinstance(frame, Reset) and self.state is State.LIVE and frame.session == 0:
+                self.restart(f"refused: {frame.reason}")
+        elif isinstance(frame, Heartbeat):
+            if frame.sequence != self._received:
+                self.restart(f"batch {self._received + 1} was lost")
+        elif isinstance(frame, Close):
+            self._post(Disconnect(self.terms.index, self.producer))
+            self._begin(0)
+            self.state = State.CLOSED
+        elif isinstance(frame, Reset):
+            self.restart(f"reset: {frame.reason}")
+        elif not isinstance(frame, End):
+            self.restart(f"{type(frame).__name__} from a producer")
+
+    def restart(self, reason: str) -> None:
+        """Give the session up and open another; also for what cannot be understood."""
+        if self.state not in (State.LIVE, State.OPENING):
+            return
+        self._post(Complain(f"{self.terms.name}: replica {self.producer}: {reason}"))
+        if self.state is State.LIVE:
+            self._say(Reset(self._session, reason))
+        self._open()
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._counter += 1
+        self._waited = 0
+        self._begin(0)
+        self.state = State.OPENING
+        self._grant()
+        self._post(Connect(self.terms.index, self.producer, self._address))
+        mine = self._identity
+        self._say(
+            Hello(
+                wire.VERSION,
+                wire.VERSION,
+                mine.run,
+                mine.token,
+                self.terms.name,
+                mine.node,
+                mine.replica,
+                mine.incarnation,
+                self._counter,
+                self._granted,
+                self._granted_bytes,
+                *self._told,
+            )
+        )
+
+    def _rejected(self, frame: Reject) -> None:
+        if frame.code == "stale":
+            return  # a HELLO that was overtaken by a later one of ours
+        self.state = State.REFUSED
+        self._post(Disconnect(self.terms.index, self.producer))
+        where = f"{self.terms.name}: replica {self.producer}"
+        self._post(Complain(f"{where} refused: {frame.code}: {frame.text}"))
+        if frame.code == "fenced":
+            self._post(Leave())
+
+    def _data(self, frame: Data) -> None:
+        if self.state is not State.LIVE or frame.session != self._session:
+            self.restart("data outside the session")
+            return
+        if frame.sequence != self._received + 1:
+            self.restart(f"batch {frame.sequence} after {self._received}")
+            return
+        if frame.sequence > self._granted:
+            self.restart(f"batch {frame.sequence} exceeds the credit of {self._granted}")
+            return
+        self._received += 1
+        entry = _Entry()
+        self._entries.append(entry)
+        known = None if self.terms.lossy else self._seen.look(frame.id, frame.span)
+        if known is None:
+            batch = InBatch(self, frame, lambda: self._settled(batch))
+            batch.copies.append((self, entry))
+            if not self.terms.lossy:
+                self._seen.begin(frame.id, batch)
+            self.held += 1
+            self.queue.append(batch)
+            return
+        self._taken += 1
+        self._taken_bytes += len(frame.payload) + len(frame.extras)
+        if known is DONE:
+            entry.done = True
+            self._advance()
+        else:
+            known.copies.append((self, entry))
+
+    def _settled(self, batch: InBatch) -> None:
+        self.held -= 1
+        if not self.terms.lossy:
+            self._seen.done(batch.id)
+        for receiver, entry in batch.copies:
+            entry.done = True
+            entry.dead_lettered = batch.dead_lettered
+            entry.dropped = batch.dropped
+            receiver._advance()
+
+    def _advance(self) -> None:
+        while self._entries and self._entries[0].done:
+            entry = self._entries.popleft()
+            self._acked += 1
+            self._dead_lettered += entry.dead_lettered
+            self._dropped += entry.dropped
+            self._unsaid_ack = True
+
+    def _limit(self) -> int:
+        return self._taken + self.pace.ahead - self._stale
+
+    def _wishes(self) -> tuple[int, int]:
+        """Messages in a batch for this channel, and in one for anything downstream of it."""
+        return self.pace.max_count, min(self.pace.max_count, self._cut())
+
+    def _grant(self) -> None:
+        self._granted = max(self._granted, self._limit())
+        self._granted_bytes = max(self._granted_bytes, self._taken_bytes + AHEAD_BYTES)
+        self._told = self._wishes()
+
+    def _acknowledge(self) -> None:
+        self._grant()
+        self._unsaid_ack = False
+        self._say(
+            Ack(
+                self._session,
+                self._acked,
+                self._dead_lettered,
+                self._dropped,
+                self._granted,
+                self._granted_bytes,
+                *self._told,
+            )
+        )
+
+    def _say(self, frame: Frame) -> None:
+        self._spoke = True
+        self._post(ToProducer(self.terms.index, self.producer, frame))

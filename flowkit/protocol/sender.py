@@ -1,0 +1,439 @@
+"""The producer's end of a link: sessions with consumer replicas, credit, replay, end.
+
+Theory of operation. What a handler sent comes in as batches (`offer`) and waits in a queue: one for
+the link where any replica may take a batch, one for each replica where not. A consumer replica
+opens a session (HELLO, WELCOME) and grants credit; a batch goes to the least loaded session that
+has room and stays in that session's replay buffer until it is acknowledged. When a replica is known
+to be dead, or comes back with a new session, its unacknowledged batches return to the head of the
+queue, as they are. A silent session is only suspected: it gets nothing new while others have room.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from flowkit import wire
+from flowkit.protocol.batching import MAX_COUNT
+from flowkit.protocol.events import Action, Complain, Identity, Terms, ToConsumer
+from flowkit.protocol.ledger import Books
+from flowkit.protocol.lineage import Work
+from flowkit.protocol.routing import ANY
+from flowkit.wire import Ack, Close, Credit, Data, End, Frame, Heartbeat, Hello, Reset, Welcome
+
+SUSPECT_AFTER = 5
+"""Ticks (seconds) without a frame after which a session gets nothing new. Heartbeats come every
+tick; a handler that holds the loop for seconds is not a fault."""
+
+
+class OutBatch:
+    """One batch on its way; `work` is what it was made of (None on a lossy link)."""
+
+    __slots__ = (
+        "id",
+        "span",
+        "cut",
+        "count",
+        "payload",
+        "extras",
+        "size",
+        "group",
+        "work",
+        "own",
+        "attempts",
+    )
+
+    def __init__(
+        self,
+        work: Work,
+        id: bytes,
+        count: int,
+        payload: bytes,
+        extras: bytes,
+        group: int,
+        own: bool,
+    ) -> None:
+        self.id = id
+        self.span = work.span
+        self.cut = work.cut
+        self.count = count
+        self.payload = payload
+        self.extras = extras
+        self.size = len(payload) + len(extras)
+        self.group = group
+        self.work: Work | None = work
+        self.own = own
+        self.attempts = 0
+
+
+class Session:
+    """A live session with one consumer replica. Figures are of this session alone."""
+
+    __slots__ = (
+        "id",
+        "peer",
+        "replica",
+        "incarnation",
+        "counter",
+        "limit",
+        "limit_bytes",
+        "max_count",
+        "cut",
+        "sequence",
+        "sent_bytes",
+        "unacked",
+        "acked",
+        "dead_lettered",
+        "dropped",
+        "load",
+        "spoke",
+        "silent",
+    )
+
+    def __init__(self, id: int, peer: bytes, hello: Hello) -> None:
+        self.id = id
+        self.peer = peer
+        self.replica = hello.replica
+        self.incarnation = hello.incarnation
+        self.counter = hello.counter
+        self.limit = hello.limit
+        self.limit_bytes = hello.limit_bytes
+        self.max_count = hello.max_count
+        self.cut = hello.cut
+        self.sequence = 0
+        self.sent_bytes = 0
+        self.unacked: deque[OutBatch] = deque()
+        self.acked = 0
+        self.dead_lettered = 0
+        self.dropped = 0
+        self.load = 0
+        self.spoke = True
+        self.silent = 0
+
+    def has_room(self, size: int) -> bool:
+        """Whether credit admits a batch of `size` bytes; one batch always, if none is out."""
+        if self.sequence >= self.limit:
+            return False
+        return self.sent_bytes + size <= self.limit_bytes or not self.unacked
+
+
+class Sender:
+    """One output link of one producer replica. Actions go to `post`."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        terms: Terms,
+        books: Books,
+        post: Callable[[Action], None],
+    ) -> None:
+        self.terms = terms
+        self.books = books
+        self._identity = identity
+        self._post = post
+        groups = terms.consumers if terms.route != "balance" else 1
+        self._queues: list[deque[OutBatch]] = [deque() for _ in range(groups)]
+        self._sessions: dict[int, Session] = {}
+        self._of_replica: dict[int, Session] = {}
+        self._fenced: dict[int, int] = {}
+        self._opened = 0
+        self._ended = False
+        self._closed = False
+        self.messages = 0
+        """Messages queued or unacknowledged."""
+        self.bytes = 0
+        self.max_count = 1
+        """Messages a root batch for this link should hold: the least that a live session asks."""
+        self.cut = 1
+        """Messages that batches made downstream should hold."""
+
+    # -- what the engine asks ------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """Whether the window is used up; with nothing outstanding it never is."""
+        if self.terms.lossy and self.terms.when_full != "block":
+            return False
+        return self.messages > 0 and (
+            self.messages >= self.terms.window or self.bytes >= self.terms.window_bytes
+        )
+
+    @property
+    def hungry(self) -> bool:
+        """Whether a source should read on: little waits here for credit.
+
+        What is cut only when there is credit for it is cut as the consumers want it now.
+        """
+        return sum(map(len, self._queues)) < 4 * len(self._queues) and not self.full
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was offered is acknowledged or given up."""
+        return self.messages == 0
+
+    @property
+    def sessions(self) -> Sequence[Session]:
+        return list(self._sessions.values())
+
+    def offer(self, batches: Sequence[OutBatch]) -> None:
+        """Take over `batches`, in order; call `flush` when the loop's turn has offered all."""
+        if self._closed:
+            raise AssertionError(f"{self.terms.name}: a batch after CLOSE")
+        for batch in batches:
+            self.books.sent(batch.count, batch.own)
+            if self.terms.lossy:
+                batch.work = None
+                if self._drop_for(batch):
+                    continue
+            elif batch.work is not None:
+                batch.work.pending += 1
+            self.messages += batch.count
+            self.bytes += batch.size
+            self._queues[0 if batch.group == ANY else batch.group].append(batch)
+
+    def flush(self) -> None:
+        """Hand queued batches to sessions that have room."""
+        if self.terms.route == "balance":
+            queue = self._queues[0]
+            while queue:
+                session = self._least_loaded(queue[0].size)
+                if session is None:
+                    return
+                self._deliver(session, queue.popleft())
+            return
+        for group, queue in enumerate(self._queues):
+            session = self._of_replica.get(group) if queue else None
+            while session is not None and queue and session.has_room(queue[0].size):
+                self._deliver(session, queue.popleft())
+
+    def end(self) -> None:
+        """Nothing new follows: tell every session, later ones included."""
+        if not self._ended:
+            self._ended = True
+            for session in self._sessions.values():
+                self._say(session, End(session.id, session.sequence))
+
+    def close(self) -> None:
+        """Everything is acknowledged: let the consumers go. Nothing may be offered after this."""
+        self._closed = True
+        for session in self._sessions.values():
+            self._say(session, Close(session.id))
+
+    def tick(self) -> None:
+        """Call once a second: heartbeats on idle sessions, suspicion of silent ones."""
+        for session in self._sessions.values():
+            session.silent += 1
+            if not session.spoke and session.silent <= SUSPECT_AFTER:
+                # Nothing more for a suspect: what a stopped process does not read piles up.
+                self._say(session, Heartbeat(session.id, session.sequence))
+            session.spoke = False
+
+    # -- what the supervisor says --------------------------------------------------------------
+
+    def gone(self, replica: int, incarnation: int) -> None:
+        """That consumer is dead, or done: fence it, and take back what it had not acknowledged."""
+        self._fenced[replica] = max(incarnation, self._fenced.get(replica, 0))
+        session = self._of_replica.get(replica)
+        if session is not None and session.incarnation <= incarnation:
+            self._drop(session, dead=True)
+            self.flush()
+
+    # -- what a peer says ----------------------------------------------------------------------
+
+    def receive(self, peer: bytes, frame: Frame) -> None:
+        """Handle one frame of a consumer; whatever it holds, nothing is raised."""
+        if isinstance(frame, Hello):
+            self._hello(peer, frame)
+            return
+        if isinstance(frame, wire.Reset):
+            session = self._sessions.get(frame.session)
+            if session is not None and session.peer == peer:
+                # The consumer has given this session up and opens another.
+                self._drop(session, dead=False)
+                self.flush()
+            return
+        session = self._sessions.get(frame.session) if not isinstance(frame, wire.Reject) else None
+        if session is None or session.peer != peer:
+            self.refuse(peer, getattr(frame, "session", 0), "unknown session")
+            return
+        session.silent = 0
+        if isinstance(frame, Ack):
+            if not session.acked <= frame.sequence <= session.sequence:
+                self._break(session, f"ack of {frame.sequence}, sent {session.sequence}")
+                return
+            self._credit(session, frame)
+            self._ack(session, frame)
+            self.flush()
+        elif isinstance(frame, Credit):
+            self._credit(session, frame)
+            self.flush()
+        elif not isinstance(frame, Heartbeat):
+            self._break(session, f"{type(frame).__name__} from a consumer")
+
+    def refuse(self, peer: bytes, session: int, reason: str) -> None:
+        """Answer what cannot be understood, or belongs to no session, with RESET."""
+        self._post(ToConsumer(self.terms.index, peer, Reset(session, reason)))
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _hello(self, peer: bytes, hello: Hello) -> None:
+        refusal = self._refusal(hello)
+        if refusal is not None:
+            code, text = refusal
+            self._post(ToConsumer(self.terms.index, peer, wire.Reject(code, text)))
+            return
+        old = self._of_replica.get(hello.replica)
+        if old is not None:
+            self._drop(old, dead=hello.incarnation > old.incarnation)
+        self._opened += 1
+        session = Session(self._identity.incarnation << 32 | self._opened, peer, hello)
+        self._sessions[session.id] = session
+        self._of_replica[hello.replica] = session
+        self._say(session, Welcome(session.id, wire.VERSION))
+        self._adapt()
+        if self._ended:
+            self._say(session, End(session.id, session.sequence))
+        if self._closed:
+            self._say(session, Close(session.id))
+        self.flush()
+
+    def _refusal(self, hello: Hello) -> tuple[str, str] | None:
+        if not hello.low <= wire.VERSION <= hello.high:
+            return "version", f"speaks version {wire.VERSION}, not {hello.low} to {hello.high}"
+        mine = self._identity
+        if hello.run != mine.run or not hmac.compare_digest(
+            hello.token.encode(), mine.token.encode()
+        ):
+            return "run", "belongs to another run"
+        terms = self.terms
+        if hello.link != terms.name or hello.node != terms.target:
+            return "link", f"this is link {terms.name}"
+        if not 0 <= hello.replica < terms.consumers:
+            return "replica", f"{terms.target} has {terms.consumers} replicas"
+        if min(hello.max_count, hello.cut) < 1:
+            return "credit", "batches hold one message at least"
+        old = self._of_replica.get(hello.replica)
+        highest = max(self._fenced.get(hello.replica, 0), old.incarnation - 1 if old else 0)
+        if hello.incarnation <= highest:
+            return "fenced", f"incarnation {hello.incarnation} was replaced"
+        if old and old.incarnation == hello.incarnation and hello.counter <= old.counter:
+            return "stale", f"session {hello.counter} was replaced"
+        return None
+
+    def _least_loaded(self, size: int) -> Session | None:
+        best: Session | None = None
+        for session in self._sessions.values():
+            if (
+                session.silent <= SUSPECT_AFTER
+                and (best is None or session.load < best.load)
+                and session.has_room(size)
+            ):
+                best = session
+        return best
+
+    def _deliver(self, session: Session, batch: OutBatch) -> None:
+        session.sequence += 1
+        session.sent_bytes += batch.size
+        session.load += batch.count
+        session.unacked.append(batch)
+        self.books.delivered(batch.count, again=batch.attempts > 0)
+        frame = Data(
+            session.id,
+            session.sequence,
+            batch.id,
+            batch.span,
+            batch.cut,
+            batch.count,
+            min(batch.attempts, 0xFFFF),
+            batch.payload,
+            batch.extras,
+        )
+        batch.attempts += 1
+        if self.terms.lossy:
+            batch.payload = batch.extras = b""  # forgotten: only its count is kept
+        self._say(session, frame)
+
+    def _credit(self, session: Session, frame: Credit | Ack) -> None:
+        # Limits are absolute and never go down, so that a late or repeated frame does no harm.
+        session.limit = max(session.limit, frame.limit)
+        session.limit_bytes = max(session.limit_bytes, frame.limit_bytes)
+        if (frame.max_count, frame.cut) != (session.max_count, session.cut):
+            session.max_count = max(1, frame.max_count)
+            session.cut = max(1, frame.cut)
+            self._adapt()
+
+    def _adapt(self) -> None:
+        self.max_count = min((session.max_count for session in self._sessions.values()), default=1)
+        self.cut = min(
+            (min(session.cut, MAX_COUNT) for session in self._sessions.values()), default=1
+        )
+
+    def _ack(self, session: Session, frame: Ack) -> None:
+        dead_lettered = frame.dead_lettered - session.dead_lettered
+        dropped = frame.dropped - session.dropped
+        while session.acked < frame.sequence:
+            session.acked += 1
+            batch = session.unacked.popleft()
+            session.load -= batch.count
+            # What was given up is known for all the batches of an ACK together; book it on the
+            # first ones, so that no batch has more given up than it holds.
+            dead = max(0, min(batch.count, dead_lettered))
+            gone = max(0, min(batch.count - dead, dropped))
+            dead_lettered -= dead
+            dropped -= gone
+            session.dead_lettered += dead
+            session.dropped += gone
+            self.books.settled(batch.count, dead, gone, batch.own)
+            self._forget(batch)
+
+    def _forget(self, batch: OutBatch) -> None:
+        self.messages -= batch.count
+        self.bytes -= batch.size
+        if batch.work is not None:
+            batch.work.release()
+
+    def _drop(self, session: Session, dead: bool) -> None:
+        """End `session`; what it had not acknowledged goes back to the head of its queue."""
+        del self._sessions[session.id]
+        if self._of_replica.get(session.replica) is session:
+            del self._of_replica[session.replica]
+        if self.terms.lossy:
+            reason = "consumer died"
+            for batch in session.unacked:
+                self.books.dropped(batch.count, reason, batch.own)
+                self._forget(batch)
+        else:
+            group = session.replica if self.terms.route != "balance" else 0
+            self._queues[group].extendleft(reversed(session.unacked))
+        session.unacked = deque()
+        self._adapt()
+        if not dead:
+            self._post(Complain(f"{self.terms.name}: session with replica {session.replica} ended"))
+
+    def _break(self, session: Session, reason: str) -> None:
+        self.refuse(session.peer, session.id, reason)
+        self._post(Complain(f"{self.terms.name}: replica {session.replica}: {reason}"))
+        self._drop(session, dead=True)
+        self.flush()
+
+    def _drop_for(self, batch: OutBatch) -> bool:
+        """Make room on a lossy link. True if it is `batch` itself that was dropped."""
+        terms = self.terms
+        over = self.messages + batch.count > terms.window and self.messages > 0
+        over = over or self.bytes + batch.size > terms.window_bytes and self.messages > 0
+        if not over or terms.when_full == "block":
+            return False
+        queue = self._queues[0 if batch.group == ANY else batch.group]
+        if terms.when_full == "drop-newest" or not queue:
+            self.books.dropped(batch.count, "no room: newest", batch.own)
+            return True
+        while queue and self.messages + batch.count > terms.window:
+            oldest = queue.popleft()
+            self.books.dropped(oldest.count, "no room: oldest", oldest.own)
+            self._forget(oldest)
+        return False
+
+    def _say(self, session: Session, frame: Frame) -> None:
+        session.spoke = True
+        self._post(ToConsumer(self.terms.index, session.peer, frame))

@@ -1,0 +1,126 @@
+"""The report of a run: the books of every link, the fate of every replica, the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flowkit.metrics import Verdict
+from flowkit.protocol.ledger import Entry
+from flowkit.protocol.project import Status
+
+OK, FAILED, USAGE, DEAD_LETTERS, UNACCOUNTED = 0, 3, 2, 4, 5
+KILLED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class LinkReport:
+    """One link. Figures are messages."""
+
+    source: str
+    target: str
+    entry: Entry
+
+    @property
+    def name(self) -> str:
+        return f"{self.source} -> {self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReport:
+    """One replica over all its incarnations. `busy` is its share of time in handlers."""
+
+    node: str
+    replica: int
+    restarts: int
+    state: str
+    lost_state: bool
+    busy: float
+    handled: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of a run."""
+
+    project: str
+    status: Status
+    reason: str
+    seconds: float
+    links: Sequence[LinkReport]
+    nodes: Sequence[ReplicaReport]
+    verdict: Verdict
+    traceback: str = field(default="")
+    """The last lines of the replica that was given up."""
+
+    @property
+    def in_flight(self) -> int:
+        return sum(link.entry.in_flight for link in self.links)
+
+    @property
+    def dead_lettered(self) -> int:
+        return sum(link.entry.dead_lettered for link in self.links)
+
+    @property
+    def dropped(self) -> int:
+        return sum(sum(link.entry.dropped.values()) for link in self.links)
+
+    @property
+    def balanced(self) -> bool:
+        return all(link.entry.balanced for link in self.links)
+
+    @property
+    def exit(self) -> int:
+        """The exit code of `up`."""
+        if self.status is Status.KILLED:
+            return KILLED
+        if self.status is Status.MISCONFIGURED:
+            return USAGE
+        if self.status in (Status.FAILED, Status.STOPPED):
+            return FAILED
+        if self.status is Status.TIMED_OUT or self.in_flight or not self.balanced:
+            return UNACCOUNTED
+        return DEAD_LETTERS if self.dead_lettered else OK
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON-able data; the format of `up --report`."""
+        return {
+            "project": self.project,
+            "status": self.status.value,
+            "reason": self.reason,
+            "seconds": round(self.seconds, 3),
+            "exit": self.exit,
+            "links": [
+                {
+                    "from": link.source,
+                    "to": link.target,
+                    "sent": link.entry.sent,
+                    "delivered": link.entry.delivered,
+                    "done": link.entry.done,
+                    "redelivered": link.entry.redelivered,
+                    "dropped": link.entry.dropped,
+                    "dead_lettered": link.entry.dead_lettered,
+                    "superseded": link.entry.superseded,
+                    "in_flight": link.entry.in_flight,
+                }
+                for link in self.links
+            ],
+            "nodes": [
+                {
+                    "node": node.node,
+                    "replica": node.replica,
+                    "restarts": node.restarts,
+                    "state": node.state,
+                    "lost_state": node.lost_state,
+                    "busy": round(node.busy, 4),
+                    "handled": node.handled,
+                }
+                for node in self.nodes
+            ],
+            "verdict": {
+                "bottleneck": self.verdict.bottleneck,
+                "busy": self.verdict.busy,
+                "advice": self.verdict.advice,
+            },
+        }

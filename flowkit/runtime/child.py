@@ -1,0 +1,78 @@
+"""Entry of a child process: a spec in, an exit code out.
+
+Exit codes: 0 left in order; 1 failed; `protocol.project.CONFIGURATION` cannot start as it is
+configured; 143 ended by SIGTERM, after `teardown`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from flowkit.errors import FlowkitError
+from flowkit.importing import load_object
+from flowkit.node import Node, describe
+from flowkit.protocol.project import CONFIGURATION
+from flowkit.runtime import spec as specs
+from flowkit.runtime.logs import set_up
+from flowkit.runtime.runner import Runner
+from flowkit.runtime.settings import fit
+from flowkit.transport.zmq import ZmqTransport
+
+log = logging.getLogger("flowkit.replica")
+
+
+def main(data: bytes) -> int:
+    """Run the replica that the encoded `ReplicaSpec` describes, until its end."""
+    spec = specs.decode(data)
+    set_up()
+    try:
+        node = build(spec)
+    except Exception as error:
+        _explain(spec, error)
+        return CONFIGURATION
+    return asyncio.run(_run(spec, node))
+
+
+def build(spec: specs.ReplicaSpec) -> Node:
+    """The node object: imports its class and calls it with the settings.
+
+    Raises what importing or constructing raises.
+    """
+    info = describe(load_object(spec.node.use))
+    return info.cls(**fit(info, spec.node.settings))
+
+
+async def _run(spec: specs.ReplicaSpec, node: Node) -> int:
+    transport = ZmqTransport(Path(spec.run_directory), tcp=spec.tcp)
+    runner = Runner(spec, node, transport)
+    terminated = False
+
+    def terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        runner.leave()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+    try:
+        await runner.run()
+    except FlowkitError as error:
+        _explain(spec, error)
+        return 1
+    except Exception:
+        log.exception("%s failed", spec.name)
+        return 1
+    finally:
+        transport.close()
+        transport.join()
+    return 143 if terminated else 0
+
+
+def _explain(spec: specs.ReplicaSpec, error: Exception) -> None:
+    if not isinstance(error, FlowkitError):
+        traceback.print_exc()
+    print(f"{spec.name} ({spec.node.use}): {type(error).__name__}: {error}", file=sys.stderr)

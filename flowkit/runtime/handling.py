@@ -1,0 +1,226 @@
+"""What every way of calling handlers needs: the ports, the messages of a batch, giving up.
+
+A handler that returns has sent what it sent; one that raises has sent nothing, and the node's
+error policy says what becomes of its message.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from flowkit.channels import CLOSED, Outbox, OutPort, current_outboxes
+from flowkit.codecs import Codec, decode_extras
+from flowkit.errors import DecodeError
+from flowkit.message import Key, Meta, message_id
+from flowkit.node import Node
+from flowkit.protocol.engine import Unsendable
+from flowkit.protocol.receiver import InBatch
+from flowkit.store import DeadLetter
+from flowkit.topology.plan import ErrorPolicy
+
+log = logging.getLogger("flowkit.node")
+
+PREVIEW = 120
+"""Characters of a message shown in the log."""
+
+
+class StopProject(Exception):
+    """The error policy of the node asks to stop the project."""
+
+
+class Ports:
+    """The output ports of a node, and where they write to at the moment."""
+
+    def __init__(self, node: Node) -> None:
+        self.names = list(node.__flowkit__.outputs)
+        self.ports: dict[str, OutPort[Any]] = {name: getattr(node, name) for name in self.names}
+        self.tasks = node.__flowkit__.tasks
+        self.idle: dict[str, Outbox] = dict.fromkeys(self.names, CLOSED)
+        """Where the ports write to while no handler runs: refuses, but for a `run()`."""
+
+    def fresh(self) -> dict[str, Outbox]:
+        return {name: Outbox() for name in self.names}
+
+    def open(self, boxes: dict[str, Outbox]) -> None:
+        """Let the ports write to `boxes`, for a plain function called next."""
+        if self.tasks:
+            current_outboxes.set(boxes)
+        else:
+            for name, port in self.ports.items():
+                port.use(boxes[name])
+
+    def close(self) -> None:
+        if self.tasks:
+            current_outboxes.set(None)
+        for name, port in self.ports.items():
+            port.use(self.idle[name])
+
+
+class Undertaker:
+    """Gives messages up: keeps them as dead letters, or drops them, and tells.
+
+    `keep` stores dead letters; it returns when they are safe.
+    """
+
+    def __init__(
+        self,
+        name: tuple[str, int],
+        policy: ErrorPolicy,
+        keep: Callable[[list[DeadLetter]], None],
+    ) -> None:
+        self._node, self._replica = name
+        self.policy = policy
+        self._keep = keep
+
+    def bury(
+        self,
+        batch: InBatch,
+        indices: Iterable[int],
+        codec: Codec[Any],
+        error: BaseException,
+        attempts: int,
+    ) -> None:
+        """Give up the messages at `indices` of `batch` for `error`.
+
+        Raises StopProject if that is the policy.
+        """
+        where = f"{self._node}.{self._replica} {batch.terms.into}"
+        places = list(indices)
+        lines = traceback.format_exception(error)
+        if self.policy.then == "stop":
+            log.error("%s: %s\n%s", where, _summary(error), "".join(lines))
+            raise StopProject(f"{where}: {_summary(error)}")
+        raws = _raws(batch, codec, places)
+        ids = [message_id(batch.id, place) for place in places]
+        tries = f"{attempts} {'try' if attempts == 1 else 'tries'}"
+        if self.policy.then == "drop":
+            batch.dropped += len(places)
+            fate = f"dropped after {tries}"
+        else:
+            batch.dead_lettered += len(places)
+            fate = f"dead-lettered after {tries}"
+            keys, headers = extras_of(batch)
+            self._keep(
+                [
+                    DeadLetter(
+                        message=ids[number],
+                        link=batch.terms.name,
+                        node=self._node,
+                        replica=self._replica,
+                        raw=raws[number],
+                        key=keys[place] if keys else None,
+                        headers=dict((headers[place] if headers else None) or {}),
+                        error=_summary(error),
+                        traceback="".join(lines),
+                        attempts=attempts,
+                    )
+                    for number, place in enumerate(places)
+                ]
+            )
+        shown = _preview(raws[0])
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        log.error(
+            "%s: %s (message %s%s, %s; it begins %s)\n%s",
+            where,
+            _summary(error),
+            ids[0],
+            more,
+            fate,
+            shown,
+            "".join(lines).rstrip(),
+        )
+
+    def unsendable(self, link: str, faults: list[Unsendable]) -> None:
+        """Keep and tell what the engine has booked as dead-lettered: it could not be encoded."""
+        letters = [
+            DeadLetter(
+                message=f"{self._node}.{self._replica}-{id(fault)}",
+                link=link,
+                node=self._node,
+                replica=self._replica,
+                raw=repr(fault.message)[:10_000].encode(errors="replace"),
+                key=None,
+                headers={},
+                error=_summary(fault.error),
+                traceback="",
+                attempts=0,
+            )
+            for fault in faults
+        ]
+        self._keep(letters)
+        log.error(
+            "%s.%d: cannot send on %s: %s (%d dead-lettered)",
+            self._node,
+            self._replica,
+            link,
+            letters[0].error,
+            len(faults),
+        )
+
+
+def messages_of(
+    batch: InBatch, codec: Codec[Any], undertaker: Undertaker
+) -> tuple[list[Any], list[int] | None]:
+    """The messages of `batch`, and their places in it if some could not be decoded.
+
+    Those are given up at once: they would not decode the next time either.
+    """
+    try:
+        return codec.decode(batch.payload, batch.count), None
+    except DecodeError as whole:
+        messages: list[Any] = []
+        places: list[int] = []
+        try:
+            raws = codec.split(batch.payload, batch.count)
+        except DecodeError:
+            undertaker.bury(batch, range(batch.count), codec, whole, 1)
+            return [], []
+        for place, raw in enumerate(raws):
+            try:
+                messages.append(codec.decode_one(raw))
+                places.append(place)
+            except DecodeError as error:
+                undertaker.bury(batch, [place], codec, error, 1)
+        return messages, places
+
+
+def metas_of(batch: InBatch, places: Sequence[int]) -> Iterator[Meta]:
+    """What handlers with a second argument get, for the messages at `places`."""
+    keys, headers = extras_of(batch)
+    for place in places:
+        yield Meta(
+            message_id(batch.id, place),
+            keys[place] if keys else None,
+            (headers[place] if headers else None) or {},
+            batch.attempts,
+        )
+
+
+def extras_of(batch: InBatch) -> tuple[list[Key] | None, list[Any] | None]:
+    """Keys and headers of a batch; what a broken peer sent instead of them counts as none."""
+    try:
+        return decode_extras(batch.extras, batch.count)
+    except DecodeError as error:
+        log.error("%s: keys and headers are lost: %s", batch.terms.name, error)
+        return None, None
+
+
+def _raws(batch: InBatch, codec: Codec[Any], places: Sequence[int]) -> list[bytes]:
+    try:
+        raws = codec.split(batch.payload, batch.count)
+    except DecodeError:
+        # Not even an array: keep the whole payload once.
+        return [bytes(batch.payload), *(b"" for _ in places[1:])]
+    return [raws[place] for place in places]
+
+
+def _preview(raw: bytes) -> str:
+    text = repr(raw[:PREVIEW])
+    return text + "..." if len(raw) > PREVIEW else text
+
+
+def _summary(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,293 @@
+"""Handlers that are coroutines, and handlers that take lists of messages.
+
+A *job* is one piece of lineage: an input batch, or a group of messages out of several. Its *units*
+are the handler calls it takes. What the units sent is released when the last one has returned, in
+the order of the messages and not of completion.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, NamedTuple
+
+from flowkit.channels import In, Outbox, current_outboxes
+from flowkit.message import Meta, slot_of
+from flowkit.protocol.lineage import Work
+from flowkit.protocol.receiver import InBatch
+from flowkit.protocol.routing import extractor, itself
+from flowkit.runtime.handling import StopProject, extras_of, messages_of, metas_of
+from flowkit.runtime.inlet import Inlet, Shop
+from flowkit.topology.plan import LinkPlan
+
+
+class _Item(NamedTuple):
+    batch: InBatch
+    place: int
+    message: Any
+    meta: Meta | None
+    key: Any
+
+
+class _Unit:
+    """One call of the handler."""
+
+    __slots__ = ("items", "boxes")
+
+    def __init__(self, items: list[_Item]) -> None:
+        self.items = items
+        self.boxes: dict[str, Outbox] | None = None
+
+
+class _Job:
+    """The calls whose output is released together, and what they are done for."""
+
+    __slots__ = ("work", "units", "remaining", "began", "count", "size")
+
+    def __init__(self, work: Work, units: list[_Unit], began: float, size: int) -> None:
+        self.work = work
+        self.units = units
+        self.remaining = len(units)
+        self.began = began
+        self.count = sum(len(unit.items) for unit in units)
+        self.size = size
+
+
+class _Held:
+    """An input batch whose messages are not all in a group yet."""
+
+    __slots__ = ("work", "remaining")
+
+    def __init__(self, work: Work, remaining: int) -> None:
+        self.work = work
+        self.remaining = remaining
+
+
+class JobInlet(Inlet):
+    """Coroutine handlers, and handlers of lists. `links` are those that lead to the channel."""
+
+    def __init__(self, shop: Shop, channel: In[Any], links: list[LinkPlan]) -> None:
+        super().__init__(shop, channel)
+        # With several handlers at once, messages of one key must still come one after the other.
+        ordered = channel.concurrency > 1 and channel.batch is None
+        self._key_of = {
+            link.index: extractor(link.by) if link.by else itself
+            for link in links
+            if ordered and link.route == "key"
+        }
+        self._waiting: deque[tuple[_Job, _Unit]] = deque()
+        self._behind: dict[int, deque[tuple[_Job, _Unit]]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._group: deque[_Item] = deque()
+        self._group_since = 0.0
+        self._held: dict[InBatch, _Held] = {}
+
+    # -- what the runner calls -----------------------------------------------------------------
+
+    def step(self) -> bool:
+        if self._start():
+            return True
+        if self._waiting or len(self._running) >= self.channel.concurrency:
+            return False
+        taken = self.shop.engine.take(self.channel.name)
+        if taken is not None:
+            self._accept(*taken)
+        elif self._is_due():
+            self._hand_over()
+        else:
+            return False
+        self._start()
+        return True
+
+    @property
+    def due_at(self) -> float | None:
+        if not self._group or self.channel.within is None:
+            return None
+        return self._group_since + self.channel.within
+
+    async def stop(self) -> None:
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    # -- from batches to jobs ------------------------------------------------------------------
+
+    def _accept(self, batch: InBatch, work: Work) -> None:
+        began = self.shop.clock()
+        items = self._items(batch)
+        if self.channel.within is None:
+            size = self.channel.batch or 1
+            units = [_Unit(items[at : at + size]) for at in range(0, len(items), size)]
+            self._add(_Job(work, units, began, batch.size))
+            return
+        if not items:
+            work.finish()
+            return
+        if not self._group:
+            self._group_since = began
+        self._held[batch] = _Held(work, len(items))
+        self._group.extend(items)
+        while len(self._group) >= (self.channel.batch or 1):
+            self._hand_over()
+
+    def _items(self, batch: InBatch) -> list[_Item]:
+        shop = self.shop
+        link = batch.terms.index
+        messages, found = messages_of(batch, shop.codecs[link], shop.undertaker)
+        places = range(len(messages)) if found is None else found
+        metas: list[Meta | None] = [None] * len(messages)
+        if self.how.wants_meta:
+            metas = list(metas_of(batch, places))
+        key_of = self._key_of.get(link)
+        if key_of is None:
+            return [
+                _Item(batch, place, message, meta, None)
+                for place, message, meta in zip(places, messages, metas, strict=True)
+            ]
+        keys, _ = extras_of(batch)
+        return [
+            _Item(batch, place, message, meta, (keys and keys[place]) or key_of(message))
+            for place, message, meta in zip(places, messages, metas, strict=True)
+        ]
+
+    def _is_due(self) -> bool:
+        due = self.due_at
+        return due is not None and self.shop.clock() >= due
+
+    def _hand_over(self) -> None:
+        """Make a group of what waits. Its messages' batches are acknowledged only after it."""
+        size = min(len(self._group), self.channel.batch or 1)
+        items = [self._group.popleft() for _ in range(size)]
+        self._group_since = self.shop.clock()
+        batches = dict.fromkeys(item.batch for item in items)
+        root = self.shop.engine.begin(parents=tuple(self._held[one].work for one in batches))
+        for item in items:
+            self._held[item.batch].remaining -= 1
+        for batch in batches:
+            if self._held[batch].remaining == 0:
+                self._held.pop(batch).work.finish()
+        self._add(_Job(root, [_Unit(items)], self.shop.clock(), 0))
+
+    def _add(self, job: _Job) -> None:
+        if not job.units:
+            self._complete(job)
+        self._waiting.extend((job, unit) for unit in job.units)
+
+    # -- calling handlers ----------------------------------------------------------------------
+
+    def _start(self) -> bool:
+        """Start the handlers that may run now. True if one has."""
+        started = False
+        while self._waiting and len(self._running) < self.channel.concurrency:
+            job, unit = self._waiting.popleft()
+            started = True
+            if not self.how.coroutine:
+                self._call(job, unit)
+                continue
+            slot = self._slot(unit)
+            if slot is not None:
+                if slot in self._behind:
+                    self._behind[slot].append((job, unit))
+                    continue
+                self._behind[slot] = deque()
+            self._spawn(job, unit, slot)
+        return started
+
+    def _slot(self, unit: _Unit) -> int | None:
+        key = unit.items[0].key
+        return None if key is None else slot_of(key)
+
+    def _spawn(self, job: _Job, unit: _Unit, slot: int | None) -> None:
+        task = asyncio.get_running_loop().create_task(self._call_coroutine(job, unit, slot))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.shop.fail(error)
+        self.shop.wake()
+
+    def _arguments(self, unit: _Unit) -> tuple[Any, ...]:
+        if self.channel.batch is None:
+            item = unit.items[0]
+            return (item.message, item.meta) if self.how.wants_meta else (item.message,)
+        messages = [item.message for item in unit.items]
+        if self.how.wants_meta:
+            return messages, [item.meta for item in unit.items]
+        return (messages,)
+
+    def _call(self, job: _Job, unit: _Unit) -> None:
+        shop = self.shop
+        began = shop.clock()
+        attempts = 0
+        while True:
+            attempts += 1
+            boxes = shop.ports.fresh()
+            shop.ports.open(boxes)
+            try:
+                self.function(*self._arguments(unit))
+            except Exception as error:
+                if attempts > shop.undertaker.policy.retry:
+                    self._bury(unit, error, attempts)
+                    break
+            else:
+                unit.boxes = boxes
+                break
+            finally:
+                shop.ports.close()
+        shop.busy += shop.clock() - began
+        self._done(job)
+
+    async def _call_coroutine(self, job: _Job, unit: _Unit, slot: int | None) -> None:
+        shop = self.shop
+        attempts = 0
+        while True:
+            attempts += 1
+            boxes = shop.ports.fresh()
+            current_outboxes.set(boxes)
+            try:
+                await self.function(*self._arguments(unit))
+            except Exception as error:
+                if attempts > shop.undertaker.policy.retry:
+                    self._bury(unit, error, attempts)
+                    break
+            else:
+                unit.boxes = dict(boxes)
+                break
+            finally:
+                # A task that the handler left behind finds no outbox, and its sends raise.
+                boxes.clear()
+        self._done(job)
+        if slot is not None:
+            if self._behind[slot]:
+                self._spawn(*self._behind[slot].popleft(), slot)
+            else:
+                del self._behind[slot]
+
+    def _bury(self, unit: _Unit, error: Exception, attempts: int) -> None:
+        if isinstance(error, StopProject):
+            raise error
+        undertaker, codecs = self.shop.undertaker, self.shop.codecs
+        for batch in dict.fromkeys(item.batch for item in unit.items):
+            places = [item.place for item in unit.items if item.batch is batch]
+            undertaker.bury(batch, places, codecs[batch.terms.index], error, attempts)
+
+    def _done(self, job: _Job) -> None:
+        job.remaining -= 1
+        if job.remaining == 0:
+            self._complete(job)
+
+    def _complete(self, job: _Job) -> None:
+        shop = self.shop
+        boxes = shop.ports.fresh()
+        for unit in job.units:
+            for name, box in (unit.boxes or {}).items():
+                boxes[name].extend(box)
+        shop.release(job.work, boxes)
+        shop.handled += job.count
+        if job.count:
+            # Handlers that wait at the same time share the time that passed.
+            together = min(self.channel.concurrency, len(job.units)) or 1
+            seconds = (shop.clock() - job.began) / together
+            self.pace.record(job.count, job.size, seconds)

@@ -1,0 +1,40 @@
+"""From a topology file to a plan, with every check in between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flowkit.errors import Problem, TopologyError
+from flowkit.runtime.inspect import inspect
+from flowkit.topology.check import check
+from flowkit.topology.facts import Inspection
+from flowkit.topology.loader import load
+from flowkit.topology.model import Topology
+from flowkit.topology.plan import Plan, make_plan
+from flowkit.topology.render import in_order
+
+
+def examine(
+    path: str, environ: Mapping[str, str], cwd: str
+) -> tuple[Topology | None, Inspection, list[Problem]]:
+    """Load and check the topology file at `path`: what was understood, and every problem.
+
+    User code is imported in a child process, in which `cwd` is importable. `path` is relative to
+    the process's own current directory.
+    """
+    topology, problems = load(path, environ)
+    inspection = Inspection()
+    if topology is not None:
+        inspection = inspect(topology, environ, cwd)
+        problems += check(topology, inspection)
+    # The file itself before what it includes.
+    problems.sort(key=lambda problem: problem.path != path)
+    return topology, inspection, in_order(problems)
+
+
+def load_plan(path: str, environ: Mapping[str, str], cwd: str) -> Plan:
+    """The plan of the topology file at `path`; TopologyError with every problem if it has any."""
+    topology, inspection, problems = examine(path, environ, cwd)
+    if problems or topology is None:
+        raise TopologyError(problems)
+    return make_plan(topology, inspection)

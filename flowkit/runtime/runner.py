@@ -1,0 +1,536 @@
+"""One replica on one event loop: joins a node, its engine, a transport and the supervisor.
+
+The runner executes what the engine asks for and reports what happens; it decides nothing about
+delivery. It is the same in a child process and inside somebody's application: what differs is the
+transport and who calls `run`.
+
+A *turn* is one round of work: handlers over what has come in, for at most `TURN` seconds, then
+everything that is due is sent. Turns are asked for with `wake`, and run from the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from flowkit.channels import Outbox
+from flowkit.clock import Clock, monotonic
+from flowkit.codecs import Codec, codec_for
+from flowkit.errors import ReplicaError, WireError
+from flowkit.node import Node, Sink, Source
+from flowkit.protocol import control, events
+from flowkit.protocol.engine import Engine, Phase, Unsendable
+from flowkit.protocol.ledger import ROW, Books
+from flowkit.protocol.lineage import Work
+from flowkit.protocol.routing import Router, extractor, itself
+from flowkit.runtime import shared
+from flowkit.runtime.handling import Ports, StopProject, Undertaker
+from flowkit.runtime.inlet import Inlet, PlainInlet, Shop
+from flowkit.runtime.jobs import JobInlet
+from flowkit.runtime.shared import SharedRows
+from flowkit.runtime.sourcing import Outflow, RunDriver, SourceDriver
+from flowkit.runtime.spec import ReplicaSpec, terms_of
+from flowkit.store import Store
+from flowkit.transport.base import Binding, Connection, Transport
+from flowkit.wire import decode, encode
+
+log = logging.getLogger("flowkit.replica")
+
+TURN = 0.010
+"""Seconds of handlers before the loop turns: what else waits on the loop waits so long."""
+
+TICK = 1.0
+"""Seconds between the engine's ticks: heartbeats, and what depends on them."""
+
+LINGER = 2.0
+"""Seconds that the last frames (CLOSE) get to leave the process."""
+
+
+class Runner:
+    """Runs `node` as the replica that `spec` describes, on the running loop.
+
+    `run` returns when the replica has left in order; it raises what made it fail.
+    """
+
+    def __init__(
+        self,
+        spec: ReplicaSpec,
+        node: Node,
+        transport: Transport,
+        clock: Clock = monotonic,
+    ) -> None:
+        self.spec = spec
+        self.node = node
+        node.node, node.replica, node.replicas = spec.node.name, spec.replica, spec.node.replicas
+        self._info = info = node.__flowkit__
+        self._transport = transport
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._left: asyncio.Future[None] = self._loop.create_future()
+        self._store = Store(spec.store)
+        self._rows = SharedRows(spec.books, 1 + len(spec.outputs)) if spec.books else None
+        self._gauges: Any = self._rows.gauges if self._rows else [0] * ROW
+        books = self._rows.books if self._rows else [Books([0] * ROW) for _ in spec.outputs]
+        self.engine = Engine(
+            spec.identity(),
+            [terms_of(link) for link in spec.inputs],
+            [
+                (terms_of(link), self._router(link), self._codec(link, out=True), book)
+                for link, book in zip(spec.outputs, books, strict=True)
+            ],
+            {name: channel.concurrency for name, channel in info.inputs.items()},
+        )
+        self._ports = Ports(node)
+        name = (spec.node.name, spec.replica)
+        self._undertaker = Undertaker(name, spec.node.on_error, self._store.add_dead_letters)
+        self._shop = Shop(
+            node,
+            self.engine,
+            self._ports,
+            self._undertaker,
+            {link.index: self._codec(link, out=False) for link in spec.inputs},
+            self._release,
+            clock,
+            self.wake,
+            self.fail,
+        )
+        self._inlets = [self._inlet(channel) for channel in self.engine.inboxes]
+        self._outflow = Outflow(self.engine, self._ports, self._release, self.wake)
+        for port in self._ports.ports.values():
+            port.attach(self._outflow.room)
+        self._bindings: dict[int, Binding] = {}
+        self._connections: dict[tuple[int, int], Connection] = {}
+        self._control: Connection | None = None
+        self._driver: SourceDriver | RunDriver | None = None
+        self._draining = False
+        self._awake = False
+        self._due: asyncio.TimerHandle | None = None
+        self._handles: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._position: Any = None
+        self._committing = False
+        self._blocked_since: float | None = None
+        self._undurable: list[Work] | None = (
+            [] if isinstance(node, Sink) and type(node).commit is not Sink.commit else None
+        )
+        self._syncing = False
+        self.garbage = 0
+        """Frames that made no sense."""
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Set the node up, run it until its end, tear it down."""
+        try:
+            await _call(self.node.setup)
+            self._bind()
+            self._say(
+                control.Ready(
+                    self.spec.token,
+                    self.spec.node.name,
+                    self.spec.replica,
+                    self.spec.incarnation,
+                    {link: binding.address for link, binding in self._bindings.items()},
+                )
+            )
+            self._gauges[shared.STARTED_NS] = int(self._clock() * 1e9)
+            if not self._info.source:
+                self._start_timers()
+            self._handles["tick"] = self._loop.call_later(TICK, self._tick)
+            await self._left
+            if self._position is not None:
+                await self._store_position()
+        finally:
+            await self._end()
+
+    def leave(self) -> None:
+        """Stop at once, with whatever is in hand; the supervisor delivers it to others."""
+        if not self._left.done():
+            self._left.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        """Stop: the replica cannot go on."""
+        if isinstance(error, StopProject):
+            self._say(control.Stop(self.spec.incarnation, str(error)))
+        elif not self._left.done():
+            self._left.set_exception(error)
+
+    async def _end(self) -> None:
+        for handle in self._handles.values():
+            handle.cancel()
+        if self._due is not None:
+            self._due.cancel()
+        if self._driver is not None:
+            await self._driver.stop()
+        for inlet in self._inlets:
+            await inlet.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await _call(self.node.teardown)
+        finally:
+            for binding in self._bindings.values():
+                binding.close(LINGER)
+            for connection in self._connections.values():
+                connection.close(0.0)
+            if self._control is not None:
+                self._control.close(LINGER)
+            self._store.close()
+            if self._rows is not None:
+                self._gauges = [0] * ROW
+                self._rows.close()
+
+    # -- set-up --------------------------------------------------------------------------------
+
+    def _router(self, link: Any) -> Router:
+        path = link.by or self._info.outputs[link.out].key
+        return Router(link.route, link.consumers, extractor(path) if path else itself)
+
+    def _codec(self, link: Any, out: bool) -> Codec[Any]:
+        channel: Any
+        channel = self._info.outputs[link.out] if out else self._info.inputs[link.into]
+        return codec_for(channel.type, link.codec or channel.codec)
+
+    def _inlet(self, name: str) -> Inlet:
+        channel = self._info.inputs[name]
+        if not self._info.handlers[name].coroutine and channel.batch is None:
+            return PlainInlet(self._shop, channel)
+        links = [link for link in self.spec.inputs if link.into == name]
+        return JobInlet(self._shop, channel, links)
+
+    def _bind(self) -> None:
+        for link in self.spec.outputs:
+            name = f"l{link.index}.{self.spec.replica}.{self.spec.incarnation}"
+            self._bindings[link.index] = self._transport.bind(
+                name, partial(self._from_consumer, link.index)
+            )
+        self._control = self._transport.connect(self.spec.control, self._from_supervisor)
+
+    # -- what comes in -------------------------------------------------------------------------
+
+    def _from_consumer(self, link: int, peer: bytes, parts: list[bytes]) -> None:
+        try:
+            frame = decode(parts)
+        except WireError as error:
+            self.garbage += 1
+            self.engine.garbage_from_consumer(link, peer, str(error))
+        else:
+            self.engine.from_consumer(link, peer, frame)
+        self.wake()
+
+    def _from_producer(self, link: int, producer: int, parts: list[bytes]) -> None:
+        try:
+            frame = decode(parts)
+        except WireError as error:
+            self.garbage += 1
+            self.engine.garbage_from_producer(link, producer, str(error))
+        else:
+            self.engine.from_producer(link, producer, frame)
+        self.wake()
+
+    def _from_supervisor(self, parts: list[bytes]) -> None:
+        message = control.from_supervisor(parts)
+        if isinstance(message, control.ProducerAt):
+            self.engine.producer_at(
+                message.link, message.replica, message.incarnation, message.address
+            )
+        elif isinstance(message, control.Gone):
+            self.engine.peer_gone(message.node, message.replica, message.incarnation, message.done)
+        elif isinstance(message, control.Start):
+            self._start()
+        elif isinstance(message, control.Drain):
+            self._drain()
+        else:
+            self.engine.released()
+        self.wake()
+
+    def _start(self) -> None:
+        """Everybody is ready: a source begins."""
+        self._start_timers()
+        if self._draining:
+            return
+        if isinstance(self.node, Source):
+            position = self._store.position(self.spec.node.name, self.spec.replica)
+            self._driver = SourceDriver(
+                self.node, position, self._outflow, self._turn, self._clock, self._gauges
+            )
+        elif hasattr(self.node, "run"):
+            self._driver = RunDriver(self.node, self._outflow)
+        else:
+            return  # timers alone: its stream ends when it is told so
+        self._spawn(self._drive(self._driver))
+
+    def _start_timers(self) -> None:
+        for name, seconds in self._info.timers.items():
+            self._handles[name] = self._loop.call_later(seconds, self._timer, name, seconds)
+
+    async def _drive(self, driver: SourceDriver | RunDriver) -> None:
+        await driver.run()
+        self._outflow.close()
+        self.engine.end_stream()
+        self.wake()
+
+    def _drain(self) -> None:
+        self._draining = True
+        if self._driver is not None:
+            self._driver.drain()
+        else:
+            self.engine.end_stream()
+
+    # -- turns ---------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """There may be something to do: take a turn soon."""
+        if not self._awake:
+            self._awake = True
+            self._loop.call_soon(self._turn_once)
+
+    def _turn_once(self) -> None:
+        self._awake = False
+        if self._left.done():
+            return
+        try:
+            self._turn()
+        except Exception as error:
+            self.fail(error)
+
+    def _turn(self) -> None:
+        if self._inlets and self.engine.phase is Phase.OPEN:
+            self._handle()
+        if self._undurable and not self._syncing:
+            self._sync(self._undurable)
+            self._undurable = []
+        self._outflow.flush()
+        self.engine.flush()
+        self._act()
+        self._note()
+
+    def _sync(self, works: list[Work]) -> None:
+        """Let a sink make durable what its handlers did, then acknowledge it."""
+        assert isinstance(self.node, Sink)
+        result = self.node.commit()
+        if inspect.isawaitable(result):
+            self._syncing = True
+            self._spawn(self._synced(result, works))
+        else:
+            for work in works:
+                work.finish()
+
+    async def _synced(self, committing: Any, works: list[Work]) -> None:
+        await committing
+        self._syncing = False
+        for work in works:
+            work.finish()
+        self.wake()
+
+    def _handle(self) -> None:
+        until = self._clock() + TURN
+        busy = True
+        while busy:
+            busy = False
+            for inlet in self._inlets:
+                busy = inlet.step() or busy
+            if self._clock() >= until:
+                if busy:
+                    self.wake()
+                break
+        self._wait_for_groups()
+
+    def _wait_for_groups(self) -> None:
+        times = [inlet.due_at for inlet in self._inlets]
+        due = min((time for time in times if time is not None), default=None)
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        if due is not None:
+            self._due = self._loop.call_later(max(0.0, due - self._clock()), self.wake)
+
+    def _release(self, work: Work, boxes: Mapping[str, Outbox]) -> None:
+        """Offer what was sent to the links, keep what cannot be encoded, finish the work."""
+        for name, box in boxes.items():
+            if box.messages:
+                messages, keys, headers = box.take()
+                faults = self.engine.release(work, name, messages, keys, headers)
+                if faults:
+                    self._lament(faults)
+        if self._undurable is None:
+            work.finish()
+        else:
+            self._undurable.append(work)
+
+    def _lament(self, faults: list[Unsendable]) -> None:
+        names = {link.index: link.name for link in self.spec.outputs}
+        for link in dict.fromkeys(fault.link for fault in faults):
+            mine = [fault for fault in faults if fault.link == link]
+            self._undertaker.unsendable(names[link], mine)
+
+    def _note(self) -> None:
+        """Bring the gauges up to date."""
+        gauges = self._gauges
+        gauges[shared.BUSY_NS] = int(self._shop.busy * 1e9)
+        gauges[shared.HANDLED] = self._shop.handled
+        if self.engine.hungry if self._info.source else self.engine.room:
+            if self._blocked_since is not None:
+                gauges[shared.WAITING_NS] += int((self._clock() - self._blocked_since) * 1e9)
+                self._blocked_since = None
+        elif self._blocked_since is None:
+            self._blocked_since = self._clock()
+
+    # -- carrying out --------------------------------------------------------------------------
+
+    def _act(self) -> None:
+        actions = self.engine.actions
+        while actions:
+            action = actions.popleft()
+            if isinstance(action, events.ToConsumer):
+                self._bindings[action.link].send(action.peer, encode(action.frame))
+            elif isinstance(action, events.ToProducer):
+                connection = self._connections.get((action.link, action.producer))
+                if connection is not None:
+                    connection.send(encode(action.frame))
+            elif isinstance(action, events.Connect):
+                self._connect(action)
+            elif isinstance(action, events.Disconnect):
+                self._disconnect(action.link, action.producer)
+            elif isinstance(action, events.Complain):
+                log.warning("%s: %s", self.spec.name, action.text)
+            elif isinstance(action, events.Commit):
+                self._commit(action.position)
+            elif isinstance(action, events.CallFinish):
+                self._spawn(self._finish())
+            elif isinstance(action, events.ReportDone):
+                self._say(control.Done(self.spec.incarnation))
+            else:
+                self._leave()
+
+    def _leave(self) -> None:
+        if self.engine.phase is Phase.CLOSED:
+            self.leave()
+        else:
+            self.fail(ReplicaError(f"{self.spec.name} was replaced by a later incarnation"))
+
+    def _connect(self, action: events.Connect) -> None:
+        place = (action.link, action.producer)
+        self._disconnect(*place)
+        self._connections[place] = self._transport.connect(
+            action.address, partial(self._from_producer, *place)
+        )
+
+    def _disconnect(self, link: int, producer: int) -> None:
+        connection = self._connections.pop((link, producer), None)
+        if connection is not None:
+            connection.close(0.0)
+
+    def _say(self, message: control.FromReplica) -> None:
+        if self._control is not None:
+            self._control.send(control.encode(message))
+
+    async def _finish(self) -> None:
+        """Every input has ended: timers stop, the node says its last."""
+        for name in self._info.timers:
+            if name in self._handles:
+                self._handles.pop(name).cancel()
+        boxes = self._ports.fresh()
+        result: Any = None
+        self._ports.open(boxes)
+        try:
+            result = self.node.finish()
+        finally:
+            if not inspect.isawaitable(result):
+                self._ports.close()
+        if inspect.isawaitable(result):
+            await result
+            self._ports.close()
+        self._guard_state("finish()", boxes)
+        root = self.engine.begin_finish()
+        self._release(root, boxes)
+        self.engine.finished()
+        self.wake()
+
+    # -- timers --------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        self.engine.tick()
+        self._handles["tick"] = self._loop.call_later(TICK, self._tick)
+        self.wake()
+
+    def _timer(self, name: str, seconds: float) -> None:
+        self._handles[name] = self._loop.call_later(seconds, self._timer, name, seconds)
+        if not self.engine.room or self.engine.phase is not Phase.OPEN:
+            return  # a tick that finds no room is skipped
+        function = getattr(self.node, name)
+        boxes = self._ports.fresh()
+        if inspect.iscoroutinefunction(function):
+            if name not in {task.get_name() for task in self._tasks}:
+                self._spawn(self._timer_task(function, boxes), name)
+            return
+        self._ports.open(boxes)
+        try:
+            function()
+        except Exception as error:
+            self.fail(error)
+            return
+        finally:
+            self._ports.close()
+        self._timer_sent(name, boxes)
+
+    async def _timer_task(self, function: Any, boxes: dict[str, Outbox]) -> None:
+        self._ports.open(boxes)
+        await function()
+        self._timer_sent(function.__name__, boxes)
+
+    def _timer_sent(self, name: str, boxes: dict[str, Outbox]) -> None:
+        if any(box.messages for box in boxes.values()):
+            self._guard_state(f"the timer {name}()", boxes)
+            self._release(self.engine.begin(), boxes)
+            self.wake()
+
+    def _guard_state(self, where: str, boxes: dict[str, Outbox]) -> None:
+        if self._info.source or self._info.stateful:
+            return
+        if any(box.messages for box in boxes.values()):
+            raise ReplicaError(
+                f"{type(self.node).__qualname__}: {where} sends from memory that is lost if the "
+                "replica dies; declare it: stateful = True"
+            )
+
+    # -- positions -----------------------------------------------------------------------------
+
+    def _commit(self, position: Any) -> None:
+        self._position = position
+        if not self._committing:
+            self._committing = True
+            self._spawn(self._commit_soon())
+
+    async def _commit_soon(self) -> None:
+        # A commit covers everything before it, so ten a second are as good as thousands.
+        await asyncio.sleep(0.1)
+        self._committing = False
+        await self._store_position()
+
+    async def _store_position(self) -> None:
+        position = self._position
+        self._store.set_position(self.spec.node.name, self.spec.replica, position)
+        await _call(self.node.commit, position)  # type: ignore[attr-defined]
+
+    def _spawn(self, coroutine: Any, name: str | None = None) -> None:
+        task = self._loop.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(error)
+
+
+async def _call(function: Any, *arguments: Any) -> None:
+    """Call a hook that may be plain or a coroutine."""
+    result = function(*arguments)
+    if inspect.isawaitable(result):
+        await result

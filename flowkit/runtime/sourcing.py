@@ -1,0 +1,243 @@
+"""Where a stream begins: drives `Source.read`, `run()`, and what they send.
+
+A source's batch closes when it holds as many messages as the consumers want in one, or when the
+turn of the loop ends: under load batches grow, at rest a message leaves at once. A source reads on
+only while its consumers take what it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from functools import partial
+from typing import Any
+
+from flowkit.channels import CLOSED, Outbox
+from flowkit.clock import Clock
+from flowkit.message import Many
+from flowkit.node import Node, Source
+from flowkit.protocol.batching import MAX_COUNT
+from flowkit.protocol.engine import Engine
+from flowkit.protocol.lineage import Work
+from flowkit.runtime.handling import Ports
+from flowkit.runtime.shared import LENGTH, READ
+
+Release = Callable[[Work, dict[str, Outbox]], None]
+
+TURN = 0.010
+"""Seconds that a source reads before the loop turns."""
+
+
+class Outflow:
+    """What is sent outside of handlers, and who waits for room."""
+
+    def __init__(
+        self, engine: Engine, ports: Ports, release: Release, wake: Callable[[], None]
+    ) -> None:
+        self.engine = engine
+        self._ports = ports
+        self._release = release
+        self.wake = wake
+        self._boxes: dict[str, Outbox] = {}
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def open(self) -> None:
+        """Let the ports send while no handler runs: for `run()`."""
+        for name in self._ports.names:
+            box = Outbox()
+            box.limit = 1
+            box.on_limit = partial(self._reached, name)
+            self._boxes[name] = self._ports.idle[name] = box
+        self._ports.close()
+
+    def close(self) -> None:
+        """Send what is left; nothing can be sent any more."""
+        self._flush_boxes()
+        for name in self._ports.names:
+            self._ports.idle[name] = CLOSED
+        self._boxes = {}
+        self._ports.close()
+
+    def flush(self) -> None:
+        """Once a turn of the loop: release what was sent, and wake who waits for room."""
+        self._flush_boxes()
+        if self._waiters and self.engine.hungry:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def emit(self, name: str, box: Outbox, position: Any = None) -> None:
+        """Release `box` of output `name` as one root."""
+        self._release(self.engine.begin(position), {name: box})
+
+    async def room(self) -> None:
+        """Wait until consumers take what is there."""
+        if any(len(box.messages) >= self.engine.root_count(n) for n, box in self._boxes.items()):
+            self._flush_boxes()
+        while not self.engine.hungry:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            self.wake()
+            await waiter
+
+    def _reached(self, name: str) -> None:
+        box = self._boxes[name]
+        if len(box.messages) >= MAX_COUNT:
+            self._flush_boxes()
+        else:
+            # The first message of this turn: see to it that the turn's end sends it.
+            box.limit = MAX_COUNT
+            self._ports.ports[name].use(box)
+        self.wake()
+
+    def _flush_boxes(self) -> None:
+        for name, box in self._boxes.items():
+            if box.messages:
+                self.emit(name, box)
+                box.limit = 1
+                if self._ports.idle[name] is box:
+                    self._ports.ports[name].use(box)
+
+
+class RunDriver:
+    """Drives a node's `run()`, plain or coroutine."""
+
+    def __init__(self, node: Node, outflow: Outflow) -> None:
+        self._node = node
+        self._outflow = outflow
+        self._task: asyncio.Task[Any] | None = None
+        self._draining = False
+
+    async def run(self) -> None:
+        """Return when the stream has ended, by itself or by `drain`."""
+        self._outflow.open()
+        result = self._node.run()  # type: ignore[attr-defined]
+        if inspect.isawaitable(result):
+            self._task = asyncio.ensure_future(result)
+            try:
+                await self._task
+            except asyncio.CancelledError:
+                if not self._draining:
+                    raise
+
+    def drain(self) -> None:
+        """End the stream: `run()` is cancelled where it waits."""
+        self._draining = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def stop(self) -> None:
+        """End it, also in the middle of a failure."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+
+class SourceDriver:
+    """Pulls `read(position)` of a source, batch by batch."""
+
+    def __init__(
+        self,
+        node: Source,
+        position: Any,
+        outflow: Outflow,
+        turn: Callable[[], None],
+        clock: Clock,
+        gauges: Any,
+    ) -> None:
+        self._node = node
+        self._position = position
+        self._engine = outflow.engine
+        self._outflow = outflow
+        self._turn = turn
+        self._clock = clock
+        self._gauges = gauges
+        (self._name,) = node.__flowkit__.outputs
+        self._box = Outbox()
+        self._limit = 1
+        self._task: asyncio.Task[None] | None = None
+        self._draining = False
+
+    async def run(self) -> None:
+        """Return when the stream has ended, by itself or by `drain`."""
+        length = self._node.length()
+        if length is not None:
+            self._gauges[LENGTH] = length
+        items = self._node.read(self._position)
+        if isinstance(items, AsyncIterator):
+            self._task = asyncio.ensure_future(self._pull_async(items))
+        else:
+            self._task = asyncio.ensure_future(self._pull_plain(items))
+        try:
+            await self._task
+        except asyncio.CancelledError:
+            if not self._draining:
+                raise
+        finally:
+            if isinstance(items, AsyncGenerator):
+                await items.aclose()
+            elif isinstance(items, Generator):
+                items.close()
+        self._emit()
+
+    def drain(self) -> None:
+        """Read no further; what was read is sent. A read that waits is cancelled."""
+        self._draining = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _pull_async(self, items: AsyncIterator[Any]) -> None:
+        box = self._box
+        self._until = self._clock() + TURN
+        async for message, position in items:
+            if type(message) is Many:
+                box.messages.extend(message.messages)
+            else:
+                box.messages.append(message)
+            self._position = position
+            if len(box.messages) >= self._limit:
+                await self._reached()
+
+    async def _pull_plain(self, items: Iterator[Any]) -> None:
+        box = self._box
+        self._until = self._clock() + TURN
+        for message, position in items:
+            if type(message) is Many:
+                box.messages.extend(message.messages)
+            else:
+                box.messages.append(message)
+            self._position = position
+            if len(box.messages) >= self._limit:
+                await self._reached()
+
+    async def _reached(self) -> None:
+        """The batch is full, or this is its first message."""
+        count = self._engine.root_count(self._name)
+        if len(self._box.messages) < count:
+            self._limit = count
+            # If `read` waits before the batch is full, it leaves at the end of this turn.
+            asyncio.get_running_loop().call_soon(self._emit)
+            return
+        self._emit()
+        self._turn()
+        if self._clock() >= self._until:
+            await asyncio.sleep(0)
+            self._until = self._clock() + TURN
+        if not self._engine.hungry:
+            await self._outflow.room()
+            self._until = self._clock() + TURN
+
+    def _emit(self) -> None:
+        count = len(self._box.messages)
+        self._limit = 1
+        if count:
+            self._gauges[READ] += count
+            self._outflow.emit(self._name, self._box, self._position)
+            self._outflow.wake()

@@ -1,0 +1,584 @@
+"""The supervisor: starts the replicas of a project, keeps them running, drains them, reports.
+
+It carries out what `protocol.project.Project` decides: launches processes, passes on who is where
+and who is dead, reads the counters that outlive a process. It runs on the event loop it is created
+in, installs no signal handler and no logging, and may share the loop with an application and with
+other supervisors::
+
+    async with Supervisor("topology.yaml") as project:
+        report = await project.wait()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from flowkit.clock import Clock, monotonic
+from flowkit.errors import DirtyStop, WireError
+from flowkit.launchers.base import Launcher
+from flowkit.launchers.inprocess import InProcessLauncher
+from flowkit.launchers.process import ProcessLauncher
+from flowkit.metrics import Share, verdict
+from flowkit.protocol import control
+from flowkit.protocol import project as core
+from flowkit.protocol.ledger import Entry
+from flowkit.protocol.project import Member, Project, Replica, Status
+from flowkit.protocol.restart import RestartPolicy
+from flowkit.report import LinkReport, ReplicaReport, Report
+from flowkit.rundir import RunDirectory, make_private
+from flowkit.runtime import shared, spec
+from flowkit.runtime.output import Output
+from flowkit.runtime.planning import load_plan
+from flowkit.runtime.shared import SharedRows
+from flowkit.store import Store
+from flowkit.topology.plan import Plan
+from flowkit.transport.base import Binding, Transport
+from flowkit.transport.memory import MemoryHub, MemoryTransport
+from flowkit.transport.zmq import NAME_EXTRA, ZmqTransport
+
+DRAIN_TIMEOUT = 60.0
+"""Seconds that a drain may take unless the caller says otherwise; then what is left is given up."""
+
+TERM_GRACE = 2.0
+"""Seconds between SIGTERM, which lets `teardown` run, and SIGKILL."""
+
+LONGEST_NAME = len("l999.999.9999999")
+"""Bytes of the longest name of a socket: link, replica, incarnation."""
+
+
+class Watcher(Protocol):
+    """Who wants to be told what happens; every method is called on the loop."""
+
+    def output(self, replica: str, line: bytes) -> None:
+        """A replica has printed a line."""
+
+    def ready(self, seconds: float) -> None:
+        """All replicas are ready; sources begin."""
+
+    def died(self, event: core.Died, budget: int | None) -> None:
+        """A replica died; `budget` is how many restarts its policy allows in a window."""
+
+    def draining(self, in_flight: int) -> None:
+        """The sources were told to stop."""
+
+
+class Silent:
+    """A watcher that wants to know nothing."""
+
+    def output(self, replica: str, line: bytes) -> None: ...
+
+    def ready(self, seconds: float) -> None: ...
+
+    def died(self, event: core.Died, budget: int | None) -> None: ...
+
+    def draining(self, in_flight: int) -> None: ...
+
+
+class _Books:
+    """The counters of one replica: of the incarnation that runs, and the sums of those before."""
+
+    def __init__(self, links: Sequence[int], replayed: bool) -> None:
+        self.links = links
+        self.replayed = replayed
+        self.rows: SharedRows | None = None
+        self.path: Path | None = None
+        self.past = {link: Entry() for link in links}
+        self.gauges = [0] * 6
+        self.read = 0
+        self.since = 0.0
+        self.alive = 0.0
+
+    def open(self, path: Path, now: float) -> None:
+        self.close(now, dead=True)
+        self.path = path
+        self.rows = SharedRows(path, 1 + len(self.links), create=True)
+        self.since = now
+
+    def close(self, now: float, dead: bool) -> None:
+        """Add what the incarnation counted to the sums; a `dead` one settles nothing more."""
+        if self.rows is None:
+            return
+        self.gauges = self.now()
+        self.alive = self.seconds(now)
+        for link, entry in self.entries(live_only=True).items():
+            if dead:
+                entry.bury(self.replayed)
+            self.past[link].add(entry)
+        self.rows.close()
+        self.rows = None
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def entries(self, live_only: bool = False) -> dict[int, Entry]:
+        """The books of each output link, in this moment."""
+        result = {link: Entry() for link in self.links}
+        for number, link in enumerate(self.links):
+            if not live_only:
+                result[link].add(self.past[link])
+            if self.rows is not None:
+                result[link].add(self.rows.books[number].read())
+        return result
+
+    def now(self) -> list[int]:
+        """The gauges; times and counts summed over incarnations, the length as it is."""
+        if self.rows is None:
+            return list(self.gauges)
+        live = [int(self.rows.gauges[place]) for place in range(6)]
+        length = max(live[shared.LENGTH], self.gauges[shared.LENGTH])
+        total = [before + value for before, value in zip(self.gauges, live, strict=True)]
+        total[shared.LENGTH] = length
+        return total
+
+    def seconds(self, now: float) -> float:
+        """How long its processes have lived, in all."""
+        return self.alive + (now - self.since if self.rows is not None else 0.0)
+
+
+class Supervisor:
+    """Runs one project. `topology` is a file's path or a `Plan`.
+
+    `resume` goes on from the positions that an earlier run left, `fresh` forgets them; without
+    either, positions left by a run that was not drained are an error (`DirtyStop`), since only the
+    caller knows what is wanted. `in_process` runs all replicas on this loop, for debugging.
+    `method` is how processes start: "fork", "spawn", or None for what the system does best.
+    """
+
+    def __init__(
+        self,
+        topology: str | os.PathLike[str] | Plan,
+        *,
+        in_process: bool = False,
+        resume: bool = False,
+        fresh: bool = False,
+        tcp: bool = False,
+        method: str | None = None,
+        watcher: Watcher | None = None,
+        clock: Clock = monotonic,
+    ) -> None:
+        self._directory = os.getcwd()
+        if isinstance(topology, Plan):
+            self.plan = topology
+        else:
+            self.plan = load_plan(os.fspath(topology), os.environ, self._directory)
+        self._in_process = in_process
+        self._resume, self._fresh = resume, fresh
+        self._tcp = tcp
+        self._method = method
+        self._watcher: Watcher = watcher or Silent()
+        self._clock = clock
+        self._run = secrets.token_hex(8)
+        self._token = secrets.token_hex(16)
+        self._project = Project(
+            [
+                Member(
+                    node.name,
+                    node.replicas,
+                    RestartPolicy(
+                        node.restart.policy,  # type: ignore[arg-type]  # checked with the file
+                        node.restart.max,
+                        node.restart.window,
+                        node.restart.backoff,
+                        node.restart.backoff_max,
+                    ),
+                    node.source,
+                    node.stateful,
+                )
+                for node in self.plan.nodes
+            ],
+            [spec.terms_of(link) for link in self.plan.links],
+        )
+        self._books = {
+            key: _Books(
+                [link.index for link in self.plan.links if link.source == replica.node],
+                replayed=replica.source,
+            )
+            for key, replica in self._project.replicas.items()
+        }
+        self._rundir = RunDirectory(self.plan.project, self.plan.path)
+        self._peers: dict[bytes, tuple[Replica, int]] = {}
+        self._peer_of: dict[tuple[str, int], tuple[bytes, int]] = {}
+        self._outputs: dict[tuple[str, int], Output] = {}
+        self._pids: dict[tuple[str, int], int] = {}
+        self._handles: set[asyncio.TimerHandle] = set()
+        self._wake: asyncio.TimerHandle | None = None
+        self._launcher: Launcher | None = None
+        self._relaunch: asyncio.Task[None] | None = None
+        self._launches: list[Replica] = []
+        self._transport: Transport | None = None
+        self._binding: Binding | None = None
+        self._store: Store | None = None
+        self._began = 0.0
+        self._seconds = 0.0
+        self._last_words = ""
+        self._closed = False
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take the run directory and start all replicas.
+
+        Raises `OperatorError` if the place is not in order. Await `wait` next, and `close` at the
+        end, also when this raised.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._rundir.check(LONGEST_NAME + NAME_EXTRA)
+        self._rundir.acquire()
+        make_private(self._rundir.state)
+        self._store = Store(str(self._rundir.state / "flowkit.db"))
+        self._look_at_positions(self._store)
+        self._store.begin_run(self._run)
+        hub = MemoryHub()
+        if self._in_process:
+            self._transport = MemoryTransport(hub, self._loop)
+        else:
+            self._transport = ZmqTransport(self._rundir.path)
+        self._binding = self._transport.bind("control", self._from_replica)
+        self._launcher = self._make_launcher(hub)
+        await self._launcher.start()
+        self._began = self._clock()
+        self._project.start(self._began)
+        self._act()
+
+    async def wait(self) -> Report:
+        """Wait until the project has ended; return its report."""
+        await self._over
+        return self.report()
+
+    def drain(self, timeout: float = DRAIN_TIMEOUT) -> None:
+        """Stop the sources and let everything in flight be done, for at most `timeout` seconds."""
+        if self._project.draining or self._over.done():
+            return
+        self._watcher.draining(self.report().in_flight)
+        self._project.drain()
+        self._later(timeout, self._too_late, timeout)
+        self._act()
+
+    def kill(self) -> None:
+        """End everything at once, with whatever is in flight."""
+        if self._over.done():
+            return
+        self._project.kill()
+        self._act(gently=False)
+
+    async def close(self) -> None:
+        """End what is left and free everything. Twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        for handle in self._handles:
+            handle.cancel()
+        if self._wake is not None:
+            self._wake.cancel()
+        if self._relaunch is not None:
+            self._relaunch.cancel()
+            await asyncio.gather(self._relaunch, return_exceptions=True)
+        if self._launcher is not None:
+            await self._launcher.close()
+        for output in self._outputs.values():
+            output.close()
+        if self._transport is not None:
+            self._transport.close()
+            self._transport.join()
+        now = self._clock()
+        for books in self._books.values():
+            books.close(now, dead=False)
+        if self._store is not None:
+            self._store.end_run(self._run, clean=self._project.status is Status.DRAINED)
+            self._store.close()
+        self._rundir.release()
+
+    async def __aenter__(self) -> Supervisor:
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # -- what is known -------------------------------------------------------------------------
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process of each replica that runs, by name ("split.0")."""
+        return {f"{node}.{number}": pid for (node, number), pid in self._pids.items()}
+
+    @property
+    def state_directory(self) -> Path:
+        """Where positions and dead letters are kept."""
+        return self._rundir.state
+
+    def progress(self) -> tuple[int, int | None]:
+        """How many messages of the sources are done downstream, and how many there will be.
+
+        The second is None unless every source knows.
+        """
+        done = 0
+        length: int | None = 0
+        for key, replica in self._project.replicas.items():
+            if replica.source:
+                books = self._books[key]
+                entries = list(books.entries().values())
+                # With several links a message is done when the slowest of them is.
+                done += min((entry.done for entry in entries), default=0)
+                mine = books.now()[shared.LENGTH]
+                length = length + mine if mine and length is not None else None
+        return done, length
+
+    def report(self) -> Report:
+        """The books as they are now."""
+        now = self._clock()
+        links = []
+        for link in self.plan.links:
+            entry = Entry()
+            for (node, _), books in self._books.items():
+                if node == link.source:
+                    entry.add(books.entries()[link.index])
+            links.append(
+                LinkReport(f"{link.source}.{link.out}", f"{link.target}.{link.into}", entry)
+            )
+        replicas = []
+        for key, replica in self._project.replicas.items():
+            gauges = self._books[key].now()
+            replicas.append(
+                ReplicaReport(
+                    replica.node,
+                    replica.number,
+                    replica.restarts,
+                    "done" if replica.phase is core.Phase.ENDED else replica.phase.value,
+                    replica.lost_state,
+                    gauges[shared.BUSY_NS] / 1e9 / (self._books[key].seconds(now) or 1.0),
+                    gauges[shared.HANDLED],
+                )
+            )
+        return Report(
+            self.plan.project,
+            self._project.status,
+            self._project.reason,
+            self._seconds or now - self._began,
+            links,
+            replicas,
+            verdict(self._shares(now)),
+            self._last_words,
+        )
+
+    def _shares(self, now: float) -> list[Share]:
+        shares = []
+        for node in self.plan.nodes:
+            busy = waiting = seconds = 0.0
+            for (name, _), books in self._books.items():
+                if name == node.name:
+                    gauges = books.now()
+                    busy += gauges[shared.BUSY_NS] / 1e9
+                    waiting += gauges[shared.WAITING_NS] / 1e9
+                    seconds += books.seconds(now)
+            whole = seconds or 1.0
+            shares.append(
+                Share(node.name, busy / whole, waiting / whole, node.source, node.stateful)
+            )
+        return shares
+
+    # -- set-up --------------------------------------------------------------------------------
+
+    def _look_at_positions(self, store: Store) -> None:
+        if self._resume:
+            return
+        if store.dirty and not self._fresh:
+            raise DirtyStop(
+                f"the last run of {self.plan.project} was not drained and left positions behind",
+                hint="go on from them with --resume, or begin anew with --fresh",
+            )
+        store.forget_positions()
+
+    def _make_launcher(self, hub: MemoryHub) -> Launcher:
+        if self._in_process:
+            return InProcessLauncher(self._started, self._exited, hub)
+        # A module whose node has an environment of its own is imported in its children alone.
+        private = {node.use.partition(":")[0] for node in self.plan.nodes if node.env}
+        modules = [module for module in self.plan.modules if module not in private]
+        return ProcessLauncher(
+            self._started,
+            self._exited,
+            entry="flowkit.runtime.child:main",
+            preload=["flowkit.runtime.child", *modules],
+            path=[self._directory],
+            method=self._method,
+            title=f"flowkit: {self.plan.project}",
+        )
+
+    # -- what happens --------------------------------------------------------------------------
+
+    def _from_replica(self, peer: bytes, parts: list[bytes]) -> None:
+        try:
+            message = control.from_replica(parts)
+        except WireError:
+            return  # not one of ours; nothing depends on it
+        if isinstance(message, control.Ready):
+            key = (message.node, message.replica)
+            if not secrets.compare_digest(message.token, self._token):
+                return
+            # Before the project answers, so that its words find their way.
+            before = self._peer_of.get(key)
+            self._peer_of[key] = (peer, message.incarnation)
+            if self._project.ready(*key, message.incarnation, message.addresses):
+                self._peers[peer] = (self._project.replicas[key], message.incarnation)
+            elif before is not None:
+                self._peer_of[key] = before
+        elif peer in self._peers:
+            replica, incarnation = self._peers[peer]
+            if isinstance(message, control.Done):
+                self._project.done(replica, incarnation)
+            else:
+                self._project.stop(replica, incarnation, message.reason)
+        self._act()
+
+    def _started(self, name: str, pid: int) -> None:
+        key, _ = _parse(name)
+        self._pids[key] = pid
+
+    def _exited(self, name: str, code: int, error: str | None) -> None:
+        key, incarnation = _parse(name)
+        self._pids.pop(key, None)
+        output = self._outputs.get(key)
+        if output is not None:
+            output.drain()
+        replica = self._project.replicas[key]
+        self._project.exited(replica, incarnation, code, error, self._clock())
+        self._act()
+
+    def _too_late(self, timeout: float) -> None:
+        if self._project.status is Status.RUNNING:
+            self._project.kill(Status.TIMED_OUT, f"not drained in {timeout:g} s")
+            self._act()
+
+    # -- carrying out --------------------------------------------------------------------------
+
+    def _act(self, gently: bool = True) -> None:
+        actions = self._project.actions
+        while actions:
+            action = actions.popleft()
+            if isinstance(action, core.Tell):
+                self._tell(action)
+            elif isinstance(action, core.Launch):
+                self._launch(action.replica)
+            elif isinstance(action, core.Kill):
+                self._kill(action.replica, gently)
+            elif isinstance(action, core.Bury):
+                key = (action.replica.node, action.replica.number)
+                self._books[key].close(self._clock(), dead=True)
+            elif isinstance(action, core.Started):
+                self._watcher.ready(self._clock() - self._began)
+            elif isinstance(action, core.Died):
+                self._last_words = self._words_of(action.replica)
+                self._watcher.died(action, self.plan.node(action.replica.node).restart.max)
+            elif not self._over.done():
+                self._seconds = self._clock() - self._began
+                self._over.set_result(None)
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        due = self._project.wake_at
+        if due is not None and not self._closed:
+            self._wake = self._loop.call_later(max(0.0, due - self._clock()), self._tick)
+
+    def _tick(self) -> None:
+        self._project.tick(self._clock())
+        self._act()
+
+    def _tell(self, action: core.Tell) -> None:
+        replica = action.replica
+        place = self._peer_of.get((replica.node, replica.number))
+        if place is not None and place[1] == replica.incarnation and self._binding is not None:
+            self._binding.send(place[0], control.encode(action.message))
+
+    def _launch(self, replica: Replica) -> None:
+        if isinstance(self._launcher, ProcessLauncher) and self._launcher.pid is None:
+            self._launches.append(replica)
+            if self._relaunch is None or self._relaunch.done():
+                self._relaunch = self._loop.create_task(self._new_launcher())
+            return
+        key = (replica.node, replica.number)
+        node = self.plan.node(replica.node)
+        name = f"{replica.name}#{replica.incarnation}"
+        rows = self._rundir.path / f"{name}.rows"
+        self._books[key].open(rows, self._clock())
+        assert self._binding is not None and self._launcher is not None
+        description = spec.ReplicaSpec(
+            project=self.plan.project,
+            run=self._run,
+            token=self._token,
+            node=node,
+            replica=replica.number,
+            incarnation=replica.incarnation,
+            inputs=[link for link in self.plan.links if link.target == node.name],
+            outputs=[link for link in self.plan.links if link.source == node.name],
+            control=self._binding.address,
+            run_directory=str(self._rundir.path),
+            books=str(rows),
+            tcp=self._tcp,
+            store=str(self._rundir.state / "flowkit.db"),
+        )
+        stdout = stderr = None
+        if not self._in_process:
+            old = self._outputs.pop(key, None)
+            if old is not None:
+                old.close()
+            output = self._outputs[key] = Output(
+                lambda line: self._watcher.output(replica.name, line)
+            )
+            stdout, stderr = output.writer, os.dup(output.writer)
+        self._launcher.launch(
+            name,
+            spec.encode(description),
+            title=f"flowkit: {self.plan.project}/{replica.name}",
+            env=node.env,
+            stdout=stdout,
+            stderr=stderr,
+        )
+
+    async def _new_launcher(self) -> None:
+        """The launcher died, and its replicas with it: start another for those to come."""
+        assert self._launcher is not None
+        await self._launcher.close()
+        self._launcher = self._make_launcher(MemoryHub())
+        await self._launcher.start()
+        waiting, self._launches = self._launches, []
+        for replica in waiting:
+            self._launch(replica)
+
+    def _kill(self, replica: Replica, gently: bool) -> None:
+        name = f"{replica.name}#{replica.incarnation}"
+        assert self._launcher is not None
+        if gently:
+            self._launcher.kill(name, 15)
+            self._later(TERM_GRACE, self._launcher.kill, name)
+        else:
+            self._launcher.kill(name)
+
+    def _later(self, seconds: float, function: object, *arguments: object) -> None:
+        self._handles.add(self._loop.call_later(seconds, function, *arguments))  # type: ignore[arg-type]
+
+    def _words_of(self, replica: Replica) -> str:
+        output = self._outputs.get((replica.node, replica.number))
+        return output.last_lines if output is not None else ""
+
+
+def _parse(name: str) -> tuple[tuple[str, int], int]:
+    """The node, replica and incarnation in a launcher's name."""
+    place, _, incarnation = name.partition("#")
+    node, _, number = place.rpartition(".")
+    return (node, int(number)), int(incarnation)

@@ -1,0 +1,264 @@
+"""Problems of the graph: what the links say about nodes and channels.
+
+Pure: it is handed what the node classes declare, and imports none of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowkit.errors import Problem
+from flowkit.importing import did_you_mean, suggest
+from flowkit.topology import names
+from flowkit.topology.facts import Inspection
+from flowkit.topology.model import LinkModel, Topology
+from flowkit.topology.source import Path, Place
+
+MAX_ALL_REPLICAS = 65_535
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end of a link: ``node.channel`` and where it is written."""
+
+    node: str
+    channel: str
+    path: Path
+
+    def __str__(self) -> str:
+        return f"{self.node}.{self.channel}"
+
+
+def ends(topology: Topology, index: int) -> tuple[End | None, list[End]]:
+    """The output and the inputs of link `index`; what was not readable is left out."""
+    link = topology.links[index]
+    source = _end(link.from_, ("links", index, "from"))
+    listed = ("links", index, "to", 0) in topology.marks.values
+    targets = []
+    for at, text in enumerate(link.to):
+        path: Path = ("links", index, "to", at) if listed else ("links", index, "to")
+        end = _end(text, path)
+        if end is not None:
+            targets.append(end)
+    return source, targets
+
+
+def _end(text: str, path: Path) -> End | None:
+    node, dot, channel = text.partition(".")
+    return End(node, channel, path) if dot else None
+
+
+def check(topology: Topology, inspection: Inspection) -> list[Problem]:
+    """Every problem of the graph, with those the inspection found."""
+    graph = _Graph(topology, inspection)
+    problems = graph.problems
+    for finding in inspection.findings:
+        path = tuple(finding.where)
+        place = topology.marks.key(path) if finding.key else topology.marks.value(path)
+        if finding.part:
+            place = place.within(finding.part)
+        problems.append(place.problem(finding.code, finding.message, finding.hint))
+    for index, link in enumerate(topology.links):
+        graph.options(index, link)
+        graph.link(index)
+    graph.count()
+    graph.cycles()
+    graph.unconnected()
+    return problems
+
+
+class _Graph:
+    def __init__(self, topology: Topology, inspection: Inspection) -> None:
+        self.topology = topology
+        self.classes = inspection.classes
+        self.problems: list[Problem] = []
+        self._edges: dict[str, dict[str, Place]] = {}
+        self._seen: dict[tuple[str, str], Place] = {}
+        self._used: set[tuple[str, str, str]] = set()
+        # Nodes that a misspelt end most probably meant: not also reported as unconnected.
+        self._excused: set[str] = set()
+
+    def _say(self, place: Place, code: str, message: str, hint: str = "") -> None:
+        self.problems.append(place.problem(code, message, hint))
+
+    # -- one link ----------------------------------------------------------------------------
+
+    def options(self, index: int, link: LinkModel) -> None:
+        """Keys of a link that exclude or need each other."""
+        marks = self.topology.marks
+        at: Path = ("links", index)
+        if link.when_full != "block" and link.delivery != "at-most-once":
+            self._say(
+                marks.value((*at, "when_full")),
+                "E115",
+                f"when_full: {link.when_full} loses messages, and delivery: at-least-once "
+                "promises not to",
+                "add 'delivery: at-most-once', or remove when_full",
+            )
+        if link.by is not None and link.route != "key":
+            self._say(
+                marks.key((*at, "by")),
+                "E115",
+                f"'by' has no meaning with route: {link.route}",
+                "add 'route: key', or remove 'by'",
+            )
+        if link.codec == "pickle" and link.transport == "tcp":
+            self._say(
+                marks.value((*at, "codec")),
+                "E115",
+                "codec: pickle over transport: tcp would let any peer run code",
+                "use msgpack, or transport: ipc",
+            )
+
+    def link(self, index: int) -> None:
+        """The ends of one link."""
+        source, targets = ends(self.topology, index)
+        if source is None:
+            self._excuse(self.topology.marks.value(("links", index, "from")))
+        elif not self._known(source, "out"):
+            source = None
+        else:
+            self._used.add(("out", source.node, source.channel))
+        if not targets:
+            self._excuse(self.topology.marks.value(("links", index, "to")))
+        for target in targets:
+            if not self._known(target, "in"):
+                continue
+            self._used.add(("in", target.node, target.channel))
+            if source is None:
+                continue
+            place = self.topology.marks.value(target.path)
+            pair = (str(source), str(target))
+            if pair in self._seen:
+                self._say(
+                    place,
+                    "E208",
+                    f"duplicate link {source} -> {target}: {self._seen[pair]} and {place}",
+                    "every message would arrive twice; remove one",
+                )
+                continue
+            self._seen[pair] = place
+            if source.node == target.node:
+                self._say(
+                    place,
+                    "E204",
+                    f"'{source.node}' is linked to itself: {source} -> {target}",
+                    "a node's output cannot be its own input: it would wait for itself",
+                )
+            else:
+                self._edges.setdefault(source.node, {}).setdefault(target.node, place)
+
+    def _excuse(self, place: Place) -> None:
+        """The nodes that are named in an end that cannot be read were meant to be connected."""
+        written = place.text.line(place.line)[place.column - 1 :][: place.length]
+        words = names.skeleton(written).strip("\"'[]").replace(",", ".").split(".")
+        self._excused.update(word.strip() for word in words)
+
+    def _known(self, end: End, direction: str) -> bool:
+        """Whether the node and its channel exist; reports it if not."""
+        place = self.topology.marks.value(end.path).within(str(end))
+        if end.node not in self.topology.nodes:
+            guess = suggest(end.node, self.topology.nodes)
+            if guess is not None:
+                self._excused.add(guess)
+            self._say(
+                place.within(end.node),
+                "E201",
+                f"link {'from' if direction == 'out' else 'to'} unknown node '{end.node}'",
+                did_you_mean(end.node, self.topology.nodes),
+            )
+            return False
+        facts = self.classes.get(end.node)
+        if facts is None or facts.has(direction, end.channel):
+            return True
+        after_dot = Place(
+            place.text, place.line, place.column + len(end.node) + 1, len(end.channel)
+        )
+        spot = after_dot if place.length == len(str(end)) else place
+        self._excused.add(end.node)
+        word = "output" if direction == "out" else "input"
+        other = "in" if direction == "out" else "out"
+        if facts.has(other, end.channel):
+            self._say(
+                spot,
+                "E203",
+                f"'{end}' is an {'input' if other == 'in' else 'output'}, not an {word}",
+                "'from' takes an output, 'to' takes an input",
+            )
+            return False
+        channels = facts.outputs if direction == "out" else facts.inputs
+        known = [one.name for one in channels]
+        hint = did_you_mean(end.channel, known) or (
+            f"its {word}s are {', '.join(known)}" if known else f"it has no {word}s"
+        )
+        self._say(spot, "E202", f"node '{end.node}' has no {word} '{end.channel}'", hint)
+        return False
+
+    def count(self) -> None:
+        """Every replica has a number of its own, which travels in 16 bits."""
+        total = 0
+        for name, node in self.topology.nodes.items():
+            total += node.replicas
+            if total > MAX_ALL_REPLICAS:
+                self._say(
+                    self.topology.marks.value(("nodes", name, "replicas")),
+                    "E107",
+                    f"with node '{name}' the project has {total:,} replicas",
+                    f"a project has at most {MAX_ALL_REPLICAS:,}",
+                )
+                return
+
+    # -- the whole ---------------------------------------------------------------------------
+
+    def cycles(self) -> None:
+        """Report each cycle once, as a path."""
+        state: dict[str, int] = {}  # 1: on the path, 2: done
+        for start in self.topology.nodes:
+            if state.get(start):
+                continue
+            path = [start]
+            state[start] = 1
+            pending = [iter(self._edges.get(start, {}).items())]
+            while pending:
+                step = next(pending[-1], None)
+                if step is None:
+                    pending.pop()
+                    state[path.pop()] = 2
+                    continue
+                target, place = step
+                if state.get(target) == 1:
+                    round_ = [*path[path.index(target) :], target]
+                    self._say(
+                        place,
+                        "E205",
+                        "the links form a cycle: " + " -> ".join(round_),
+                        "a cycle never ends and can block itself; remove one of its links",
+                    )
+                elif not state.get(target):
+                    state[target] = 1
+                    path.append(target)
+                    pending.append(iter(self._edges.get(target, {}).items()))
+
+    def unconnected(self) -> None:
+        """Channels that no link mentions."""
+        for name in self.topology.nodes:
+            facts = self.classes.get(name)
+            if facts is None or name in self._excused or not names.valid(name):
+                continue
+            place = self.topology.marks.key(("nodes", name))
+            for channel in facts.inputs:
+                if ("in", name, channel.name) not in self._used:
+                    self._say(
+                        place,
+                        "E206",
+                        f"input '{name}.{channel.name}' is connected to nothing",
+                        f"it would wait for ever; add a link to {name}.{channel.name}",
+                    )
+            for channel in facts.outputs:
+                if ("out", name, channel.name) not in self._used:
+                    self._say(
+                        place,
+                        "E207",
+                        f"output '{name}.{channel.name}' is connected to nothing",
+                        f"what it sends would be lost; add a link from {name}.{channel.name}",
+                    )

@@ -1,0 +1,170 @@
+"""What is to be started: the topology file after every check, as plain data.
+
+Everything here is a `msgspec.Struct` of builtins, so that it can be sent to another process.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
+
+from flowkit.units import size
+
+if TYPE_CHECKING:
+    from flowkit.topology.facts import Inspection
+    from flowkit.topology.model import LinkModel, Topology
+
+DEFAULT_WINDOW = 65_536
+"""Messages in flight on a link before its producers are paused."""
+
+DEFAULT_WINDOW_BYTES = 64 * 1024 * 1024
+"""Bytes in flight on a link before its producers are paused, whichever limit comes first."""
+
+
+class RestartPlan(Struct, frozen=True):
+    """When a replica that ended is started again. Times are in seconds; `max` None: no limit."""
+
+    policy: str = "on-failure"
+    max: int | None = 5
+    window: float = 60.0
+    backoff: float = 0.1
+    backoff_max: float = 10.0
+
+
+class ErrorPolicy(Struct, frozen=True):
+    """What becomes of a message whose handler raised: `retry` more tries, and then `then`."""
+
+    retry: int = 0
+    then: str = "dead-letter"
+
+
+class NodePlan(Struct, frozen=True):
+    """One node. Replica `r` of it has the origin number `origin + r`, unique in the project."""
+
+    name: str
+    use: str
+    settings: dict[str, Any]
+    replicas: int
+    env: dict[str, str]
+    restart: RestartPlan
+    on_error: ErrorPolicy
+    watchdog: float
+    origin: int
+    stateful: bool
+    source: bool
+
+
+class LinkPlan(Struct, frozen=True):
+    """One link from one output to one input; a `to:` list in the file makes one of each."""
+
+    index: int
+    name: str
+    source: str
+    out: str
+    target: str
+    into: str
+    route: str
+    by: str | None
+    window: int
+    window_bytes: int
+    codec: str | None
+    delivery: str
+    when_full: str
+    transport: str
+    producers: int
+    consumers: int
+
+
+class Plan(Struct, frozen=True):
+    """A checked project. `path` is absolute; `modules` are what the nodes' classes live in."""
+
+    project: str
+    path: str
+    nodes: list[NodePlan]
+    links: list[LinkPlan]
+    modules: list[str]
+    env: dict[str, str] = field(default_factory=dict)
+
+    def node(self, name: str) -> NodePlan:
+        """The node called `name`; KeyError if there is none."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+
+def make_plan(topology: Topology, inspection: Inspection) -> Plan:
+    """The plan of a topology that was checked and has no problems."""
+    nodes: list[NodePlan] = []
+    origin = 0
+    for name, model in topology.nodes.items():
+        facts = inspection.classes[name]
+        limit = model.restart.max
+        nodes.append(
+            NodePlan(
+                name=name,
+                use=model.use,
+                settings=inspection.settings.get(name, {}),
+                replicas=model.replicas,
+                env={**topology.env, **model.env},
+                restart=RestartPlan(
+                    policy=model.restart.policy,
+                    max=limit if isinstance(limit, int) else None,
+                    window=model.restart.window,
+                    backoff=model.restart.backoff,
+                    backoff_max=model.restart.backoff_max,
+                ),
+                on_error=ErrorPolicy(retry=model.on_error.retry, then=model.on_error.then),
+                watchdog=model.watchdog,
+                origin=origin,
+                stateful=facts.stateful,
+                source=facts.source,
+            )
+        )
+        origin += model.replicas
+    return Plan(
+        project=topology.project,
+        path=topology.path,
+        nodes=nodes,
+        links=_links(topology),
+        modules=list(dict.fromkeys(node.use.partition(":")[0] for node in nodes)),
+        env=topology.env,
+    )
+
+
+def _links(topology: Topology) -> list[LinkPlan]:
+    links: list[LinkPlan] = []
+    for model in topology.links:
+        source, out = model.from_.split(".", 1)
+        window, window_bytes = window_of(model)
+        for to in model.to:
+            target, into = to.split(".", 1)
+            links.append(
+                LinkPlan(
+                    index=len(links),
+                    name=f"{model.from_} -> {to}",
+                    source=source,
+                    out=out,
+                    target=target,
+                    into=into,
+                    route=model.route,
+                    by=model.by,
+                    window=window,
+                    window_bytes=window_bytes,
+                    codec=model.codec,
+                    delivery=model.delivery,
+                    when_full=model.when_full,
+                    transport=model.transport,
+                    producers=topology.nodes[source].replicas,
+                    consumers=topology.nodes[target].replicas,
+                )
+            )
+    return links
+
+
+def window_of(link: LinkModel) -> tuple[int, int]:
+    """The link's bounds in messages and in bytes; the one not given has its default."""
+    if isinstance(link.window, int):
+        return link.window, DEFAULT_WINDOW_BYTES
+    return DEFAULT_WINDOW, size(link.window)

@@ -1,0 +1,1 @@
+"""Moving messages between replicas: over ZeroMQ, or inside one process for tests."""

@@ -1,0 +1,1 @@
+raise SystemExit("importing this ends the process")
