@@ -156,7 +156,6 @@ class Supervisor:
         in_process: bool = False,
         resume: bool = False,
         fresh: bool = False,
-        tcp: bool = False,
         method: str | None = None,
         watcher: Watcher | None = None,
         clock: Clock = monotonic,
@@ -168,7 +167,6 @@ class Supervisor:
             self.plan = load_plan(os.fspath(topology), os.environ, self._directory)
         self._in_process = in_process
         self._resume, self._fresh = resume, fresh
-        self._tcp = tcp
         self._method = method
         self._watcher: Watcher = watcher or Silent()
         self._clock = clock
@@ -529,7 +527,6 @@ class Supervisor:
             control=self._binding.address,
             run_directory=str(self._rundir.path),
             books=str(rows),
-            tcp=self._tcp,
             store=str(self._rundir.state / "flowkit.db"),
         )
         stdout = stderr = None

@@ -21,7 +21,8 @@ class Json(Structured[T]):
         super().__init__(type_, msgspec.json, scan)
 
 
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|[][{},]', re.DOTALL)
+# A string without an end is a token too: looking for a later start would take quadratic time.
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.?)*+"?|[][{},]', re.DOTALL)
 
 
 def scan(data: bytes) -> list[bytes]:

@@ -29,26 +29,37 @@ AHEAD_SECONDS = 0.1
 class Pace:
     """The pace of one input channel of one replica.
 
-    `max_count`: messages that a batch for this channel should hold at most.
+    `max_count`: messages that a batch for this channel should hold at most. It starts at 1 and
+    grows, fourfold at most at a time, to what is handled in `FAST`.
     `ahead`: batches each producer may send beyond what was taken.
     """
 
-    __slots__ = ("max_count", "ahead", "_least", "_seconds")
+    __slots__ = ("max_count", "ahead", "_least", "_batch", "_message")
 
     def __init__(self, concurrency: int = 1) -> None:
         self.max_count = 1
         self._least = max(2, 2 * concurrency)
         self.ahead = self._least
-        self._seconds = 0.0
+        # Seconds for a batch and for a message, both averaged over about eight batches, so that
+        # one hiccup does not close the window.
+        self._batch = 0.0
+        self._message: float | None = None
 
     def record(self, count: int, size: int, seconds: float) -> None:
         """A batch of `count` messages, `size` bytes in all, was handled in `seconds`."""
+        each = seconds / count
+        self._message = (
+            each if self._message is None else self._message + (each - self._message) / 8
+        )
+        self._batch += (seconds - self._batch) / 8
         if seconds > SLOW or size > LARGE:
             self.max_count = max(1, min(self.max_count, count) // 2)
-        elif seconds < FAST and size <= LARGE // 2 and count * 2 > self.max_count:
-            # Only a batch that was about full says anything about a larger one.
-            self.max_count = min(MAX_COUNT, self.max_count * 2)
-        # A moving average over about eight batches: one hiccup does not close the window.
-        self._seconds += (seconds - self._seconds) / 8
-        wanted = int(AHEAD_SECONDS / self._seconds) + 1 if self._seconds > 0 else MAX_AHEAD
-        self.ahead = max(self._least, min(MAX_AHEAD, wanted))
+        else:
+            # Judged by the cost of a message, not by whether this batch was full: what arrives now
+            # was cut long ago, and waiting for larger ones would take as long as the queue is.
+            fast = int(FAST / self._message) if self._message > 0 else MAX_COUNT
+            small = LARGE // 2 * count // max(size, 1)
+            wanted = min(4 * self.max_count, MAX_COUNT, fast, small)
+            self.max_count = max(self.max_count, wanted)
+        ahead = int(AHEAD_SECONDS / self._batch) + 1 if self._batch > 0 else MAX_AHEAD
+        self.ahead = max(self._least, min(MAX_AHEAD, ahead))

@@ -44,6 +44,15 @@ from flowkit.wire import Frame
 BATCH_BYTES = 8 << 20
 """A batch whose payload is larger is cut in two, unless it is a single message."""
 
+ROOT_CUTS = 64
+"""How many times as large as the batches made of it a root batch may be: bounds how many small
+batches one root becomes on its way to a slow handler, while the fast ones before it still get
+batches that are worth it."""
+
+UNKNOWN_CUT = 16
+"""Messages in a batch for a link whose consumers have not been heard of: if the first message of a
+stream becomes a thousand, all replicas of the pool get some."""
+
 MESSAGE_BYTES = 512 << 20
 """The largest message that may be sent."""
 
@@ -135,6 +144,7 @@ class Engine:
         self.senders: dict[int, Sender] = {}
         self._stream_ended = False
         self._commit_due = False
+        self._taken = 0
         post = self.actions.append
         for terms in inputs:
             inbox = self.inboxes.get(terms.into)
@@ -144,9 +154,7 @@ class Engine:
             seen = Seen()
             self._receivers[terms.index] = []
             for producer in range(terms.producers):
-                receiver = Receiver(
-                    identity, terms, producer, inbox.pace, seen, self._downstream_cut, post
-                )
+                receiver = Receiver(identity, terms, producer, inbox.pace, seen, self._wish, post)
                 self._receivers[terms.index].append(receiver)
                 inbox.add(receiver)
         for terms, router, codec, books in outputs:
@@ -199,11 +207,6 @@ class Engine:
         """Whether new work may begin: looked at before a batch is taken, never within one."""
         return not self.roots.full and not any(sender.full for sender in self.senders.values())
 
-    @property
-    def hungry(self) -> bool:
-        """Whether a source should read on. Stricter than `room`: it has no batch in hand."""
-        return not self.roots.full and all(sender.hungry for sender in self.senders.values())
-
     def take(self, channel: str) -> tuple[InBatch, Work] | None:
         """The next batch of `channel` and the work to `release` on; None if there is none.
 
@@ -215,6 +218,7 @@ class Engine:
         batch = self.inboxes[channel].take()
         if batch is None:
             return None
+        self._taken += batch.count
         if batch.terms.lossy:
             work = self.begin(parents=(batch,))
             batch.finish()
@@ -227,7 +231,7 @@ class Engine:
         `parents` are acknowledged only after it. Call `finish` on it when all is released.
         """
         root = self.roots.open(position, parents)
-        root.cut = self._downstream_cut()
+        root.cut = self._stamp()
         return root
 
     def begin_finish(self) -> Root:
@@ -239,7 +243,10 @@ class Engine:
     def root_count(self, channel: str) -> int:
         """Messages that a root batch of `channel` should hold now."""
         return min(
-            (outlet.sender.max_count for outlet in self._outlets.get(channel, ())),
+            (
+                min(outlet.sender.max_count, ROOT_CUTS * outlet.sender.cut)
+                for outlet in self._outlets.get(channel, ())
+            ),
             default=MAX_COUNT,
         )
 
@@ -354,8 +361,21 @@ class Engine:
         for receivers in self._receivers.values():
             yield from receivers
 
-    def _downstream_cut(self) -> int:
+    def _stamp(self) -> int:
+        """How many messages the batches made of a root should hold: as its consumers wish."""
         return min((sender.cut for sender in self.senders.values()), default=MAX_COUNT)
+
+    def _wish(self) -> int:
+        """The same as far as this replica's input is concerned, to be told upstream.
+
+        A link that carries nothing made of the input (a timer's totals, a rare branch) says little
+        about it, and the less the more input has passed without using it.
+        """
+        unused = max(UNKNOWN_CUT, self._taken)
+        return min(
+            (sender.cut if sender.derived else unused for sender in self.senders.values()),
+            default=MAX_COUNT,
+        )
 
     def _on_commit(self) -> None:
         self._commit_due = True

@@ -26,6 +26,9 @@ SUSPECT_AFTER = 5
 """Ticks (seconds) without a frame after which a session gets nothing new. Heartbeats come every
 tick; a handler that holds the loop for seconds is not a fault."""
 
+WAITING = 4
+"""Batches, for each replica that has a queue of its own, that may wait for credit."""
+
 
 class OutBatch:
     """One batch on its way; `work` is what it was made of (None on a lossy link)."""
@@ -140,6 +143,8 @@ class Sender:
         self._opened = 0
         self._ended = False
         self._closed = False
+        self.derived = False
+        """Whether it has carried batches that were made of input."""
         self.messages = 0
         """Messages queued or unacknowledged."""
         self.bytes = 0
@@ -152,20 +157,19 @@ class Sender:
 
     @property
     def full(self) -> bool:
-        """Whether the window is used up; with nothing outstanding it never is."""
+        """Whether no new work should begin: the window is used up, or batches wait for credit.
+
+        A few may wait, so that credit never finds nothing to send; more would only be cut too
+        early, before the consumers have said how they want it. With nothing outstanding it is
+        never full.
+        """
         if self.terms.lossy and self.terms.when_full != "block":
             return False
         return self.messages > 0 and (
-            self.messages >= self.terms.window or self.bytes >= self.terms.window_bytes
+            sum(map(len, self._queues)) >= WAITING * len(self._queues)
+            or self.messages >= self.terms.window
+            or self.bytes >= self.terms.window_bytes
         )
-
-    @property
-    def hungry(self) -> bool:
-        """Whether a source should read on: little waits here for credit.
-
-        What is cut only when there is credit for it is cut as the consumers want it now.
-        """
-        return sum(map(len, self._queues)) < 4 * len(self._queues) and not self.full
 
     @property
     def idle(self) -> bool:
@@ -182,6 +186,7 @@ class Sender:
             raise AssertionError(f"{self.terms.name}: a batch after CLOSE")
         for batch in batches:
             self.books.sent(batch.count, batch.own)
+            self.derived = self.derived or not batch.own
             if self.terms.lossy:
                 batch.work = None
                 if self._drop_for(batch):

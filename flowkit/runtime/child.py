@@ -48,8 +48,11 @@ def build(spec: specs.ReplicaSpec) -> Node:
 
 
 async def _run(spec: specs.ReplicaSpec, node: Node) -> int:
-    transport = ZmqTransport(Path(spec.run_directory), tcp=spec.tcp)
-    runner = Runner(spec, node, transport)
+    transport = ZmqTransport(Path(spec.run_directory))
+    tcp = None
+    if any(link.transport == "tcp" for link in spec.outputs):
+        tcp = ZmqTransport(Path(spec.run_directory), tcp=True)
+    runner = Runner(spec, node, transport, tcp)
     terminated = False
 
     def terminate() -> None:
@@ -67,8 +70,10 @@ async def _run(spec: specs.ReplicaSpec, node: Node) -> int:
         log.exception("%s failed", spec.name)
         return 1
     finally:
-        transport.close()
-        transport.join()
+        for each in (transport, tcp):
+            if each is not None:
+                each.close()
+                each.join()
     return 143 if terminated else 0
 
 

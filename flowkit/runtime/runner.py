@@ -53,6 +53,8 @@ LINGER = 2.0
 class Runner:
     """Runs `node` as the replica that `spec` describes, on the running loop.
 
+    Links that ask for tcp are bound on `tcp`, if it is given, all others on `transport`.
+
     `run` returns when the replica has left in order; it raises what made it fail.
     """
 
@@ -61,6 +63,7 @@ class Runner:
         spec: ReplicaSpec,
         node: Node,
         transport: Transport,
+        tcp: Transport | None = None,
         clock: Clock = monotonic,
     ) -> None:
         self.spec = spec
@@ -68,6 +71,7 @@ class Runner:
         node.node, node.replica, node.replicas = spec.node.name, spec.replica, spec.node.replicas
         self._info = info = node.__flowkit__
         self._transport = transport
+        self._tcp = tcp or transport
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._left: asyncio.Future[None] = self._loop.create_future()
@@ -206,7 +210,8 @@ class Runner:
     def _bind(self) -> None:
         for link in self.spec.outputs:
             name = f"l{link.index}.{self.spec.replica}.{self.spec.incarnation}"
-            self._bindings[link.index] = self._transport.bind(
+            transport = self._tcp if link.transport == "tcp" else self._transport
+            self._bindings[link.index] = transport.bind(
                 name, partial(self._from_consumer, link.index)
             )
         self._control = self._transport.connect(self.spec.control, self._from_supervisor)
@@ -374,7 +379,7 @@ class Runner:
         gauges = self._gauges
         gauges[shared.BUSY_NS] = int(self._shop.busy * 1e9)
         gauges[shared.HANDLED] = self._shop.handled
-        if self.engine.hungry if self._info.source else self.engine.room:
+        if self.engine.room:
             if self._blocked_since is not None:
                 gauges[shared.WAITING_NS] += int((self._clock() - self._blocked_since) * 1e9)
                 self._blocked_since = None

@@ -62,7 +62,7 @@ class Outflow:
     def flush(self) -> None:
         """Once a turn of the loop: release what was sent, and wake who waits for room."""
         self._flush_boxes()
-        if self._waiters and self.engine.hungry:
+        if self._waiters and self.engine.room:
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
                 if not waiter.done():
@@ -76,7 +76,7 @@ class Outflow:
         """Wait until consumers take what is there."""
         if any(len(box.messages) >= self.engine.root_count(n) for n, box in self._boxes.items()):
             self._flush_boxes()
-        while not self.engine.hungry:
+        while not self.engine.room:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             self.wake()
@@ -230,7 +230,7 @@ class SourceDriver:
         if self._clock() >= self._until:
             await asyncio.sleep(0)
             self._until = self._clock() + TURN
-        if not self._engine.hungry:
+        if not self._engine.room:
             await self._outflow.room()
             self._until = self._clock() + TURN
 

@@ -24,8 +24,6 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     run_directory: str
     books: str
     """File of the shared counters; see `flowkit.runtime.shared`. Empty: count in memory."""
-    tcp: bool
-    """Whether links run over tcp on loopback instead of ipc."""
     store: str
     """The project's SQLite database of positions and dead letters."""
 

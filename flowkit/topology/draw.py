@@ -7,45 +7,46 @@ from flowkit.topology.plan import DEFAULT_WINDOW
 
 
 def as_text(topology: Topology) -> str:
-    """The nodes in the order the stream takes, each with its inputs and outputs, aligned."""
-    columns = _levels(topology)
-    order = sorted(topology.nodes, key=lambda name: columns[name])
-    lines = [topology.project]
+    """The nodes in the order the stream takes, then its links; aligned.
+
+    A link shows its route, how many replicas send and receive, and what is not the default.
+    """
+    levels = _levels(topology)
+    order = sorted(topology.nodes, key=lambda name: levels[name])
     labels = {name: _label(topology, name) for name in order}
-    width = max((len(label) for label in labels.values()), default=0)
-    uses = {name: topology.nodes[name].use for name in order}
-    rows: list[tuple[str, str, str]] = []
-    for name in order:
-        lines.append(f"  {labels[name]:<{width}}  {uses[name]}".rstrip())
-    for name in order:
-        for link in topology.links:
-            if link.from_.partition(".")[0] == name:
-                for to in link.to:
-                    rows.append((link.from_, to, describe(link)))
+    width = max(map(len, labels.values()), default=0)
+    lines = [topology.project]
+    lines += [f"  {labels[name]:<{width}}  {topology.nodes[name].use}" for name in order]
+    rows = [
+        (link.from_, f"--[{route(link)}]--", to, _counts(topology, link.from_, to), options(link))
+        for name in order
+        for link in topology.links
+        if link.from_.partition(".")[0] == name
+        for to in link.to
+    ]
     if rows:
         lines.append("")
-        sources = max(len(row[0]) for row in rows)
-        targets = max(len(row[1]) for row in rows)
-        routes = [_arrow(row[2]) for row in rows]
-        arrows = max(len(one) for one in routes)
-        for (source, to, _), arrow in zip(rows, routes, strict=True):
-            counts = _counts(topology, source, to)
-            body = arrow[:-1].ljust(arrows - 1, "-") + ">"
-            lines.append(f"  {source:<{sources}} {body} {to:<{targets}}  {counts}".rstrip())
+        sources, arrows, targets, counts = (max(len(row[at]) for row in rows) for at in range(4))
+        lines += [
+            f"  {source:<{sources}} {arrow:-<{arrows}}> {to:<{targets}}  {count:<{counts}}  "
+            f"{', '.join(rest)}".rstrip()
+            for source, arrow, to, count, rest in rows
+        ]
     return "\n".join(lines)
 
 
 def as_mermaid(topology: Topology) -> str:
     """A Mermaid flowchart."""
+    # Not the names themselves: Mermaid has reserved words, "end" among them.
+    numbers = {name: f"n{at}" for at, name in enumerate(topology.nodes)}
     lines = ["flowchart LR"]
-    for name in topology.nodes:
-        lines.append(f'    {_id(name)}["{_label(topology, name)}"]')
+    lines += [f'    {n}["{_label(topology, name)}"]' for name, n in numbers.items()]
     for link in topology.links:
         source = link.from_.partition(".")[0]
         for to in link.to:
             target, _, channel = to.partition(".")
             text = f"{link.from_.partition('.')[2]} -> {channel}<br/>{describe(link)}"
-            lines.append(f'    {_id(source)} -->|"{text}"| {_id(target)}')
+            lines.append(f'    {numbers[source]} -->|"{text}"| {numbers[target]}')
     return "\n".join(lines)
 
 
@@ -66,8 +67,18 @@ def as_dot(topology: Topology) -> str:
 
 
 def describe(link: LinkModel) -> str:
-    """What is special about a link: its route, and whatever is not the default."""
-    parts = [f"key {link.by}" if link.route == "key" and link.by else link.route]
+    """Everything that is worth saying about a link, in one line."""
+    return ", ".join([route(link), *options(link)])
+
+
+def route(link: LinkModel) -> str:
+    """How a link chooses the replica."""
+    return f"key {link.by}" if link.route == "key" and link.by else link.route
+
+
+def options(link: LinkModel) -> list[str]:
+    """What else is not the default of a link."""
+    parts: list[str] = []
     if link.delivery != "at-least-once":
         parts.append(link.delivery)
     if link.when_full != "block":
@@ -78,7 +89,7 @@ def describe(link: LinkModel) -> str:
         parts.append(link.codec)
     if link.transport != "auto":
         parts.append(link.transport)
-    return ", ".join(parts)
+    return parts
 
 
 def _label(topology: Topology, name: str) -> str:
@@ -86,20 +97,11 @@ def _label(topology: Topology, name: str) -> str:
     return name if replicas == 1 else f"{name} x{replicas}"
 
 
-def _arrow(text: str) -> str:
-    return f"--[{text}]-->"
-
-
 def _counts(topology: Topology, source: str, to: str) -> str:
     """``4 -> 2``: how many replicas send, and how many receive."""
     made = topology.nodes.get(source.partition(".")[0])
     read = topology.nodes.get(to.partition(".")[0])
     return f"{made.replicas} -> {read.replicas}" if made and read else ""
-
-
-def _id(name: str) -> str:
-    # Mermaid has reserved words, "end" among them; a prefix makes any name an identifier.
-    return "n_" + name.replace("-", "__")
 
 
 def _levels(topology: Topology) -> dict[str, int]:

@@ -14,6 +14,9 @@ WIDTH = 160
 _BOLD, _RED, _BLUE, _RESET = "\x1b[1m", "\x1b[31m", "\x1b[34m", "\x1b[0m"
 
 
+MOST = 1000
+"""Nobody reads more problems than this of one run; the rest is found when these are mended."""
+
 _CAUSES = {"E105", "E110", "E111"}
 """Problems of how a value is written: what else is said about the value follows from them."""
 
@@ -23,17 +26,19 @@ _ECHOES = {"E104", "E107", "E108", "E303"}
 def in_order(problems: Iterable[Problem]) -> list[Problem]:
     """Sorted by file, in the order the files first appear, and place.
 
-    Doubles are removed, and problems of values that only follow from how the value is written.
+    Doubles are removed, problems of values that only follow from how the value is written, and
+    what is beyond the first `MOST`.
     """
     found = list(dict.fromkeys(problems))
+    files = {path: at for at, path in enumerate(dict.fromkeys(one.path for one in found))}
+    found.sort(key=lambda one: (files[one.path], one.line, one.column, one.code))
+    del found[MOST:]
     causes = [one for one in found if one.code in _CAUSES]
-    found = [
+    return [
         one
         for one in found
         if one.code not in _ECHOES or not any(_overlap(one, cause) for cause in causes)
     ]
-    files = {path: at for at, path in enumerate(dict.fromkeys(one.path for one in found))}
-    return sorted(found, key=lambda one: (files[one.path], one.line, one.column, one.code))
 
 
 def _overlap(one: Problem, other: Problem) -> bool:
@@ -114,16 +119,21 @@ def _property(text: str) -> str:
 
 def _window(problem: Problem) -> tuple[str, int, int]:
     """The part of the source line to show, where the caret starts in it, and its length."""
-    # A tab or a control character would move the caret away from what it points at.
-    source = "".join(one if one.isprintable() else " " for one in problem.source)
+    source = problem.source
     start = max(problem.column - 1, 0)
     length = max(1, min(problem.length, len(source) - start))
     if len(source) <= WIDTH:
-        return source, start, length
+        return _printable(source), start, length
     left = max(0, min(start - 40, len(source) - WIDTH))
     right = left + WIDTH
-    shown = ("..." if left else "") + source[left:right] + ("..." if right < len(source) else "")
+    shown = _printable(source[left:right])
+    shown = ("..." if left else "") + shown + ("..." if right < len(source) else "")
     return shown, start - left + (3 if left else 0), min(length, right - start)
+
+
+def _printable(text: str) -> str:
+    """A tab or a control character would move the caret away from what it points at."""
+    return "".join(one if one.isprintable() else " " for one in text)
 
 
 def _columns(text: str) -> int:

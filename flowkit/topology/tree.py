@@ -19,6 +19,8 @@ MAX_DEPTH = 64
 MAX_VALUES = 100_000
 """Values in a file with every alias written out: a thousand nodes with links need a quarter."""
 
+LONGEST_CARET = 400
+
 # libyaml's loader where it was built in: ten times as fast, and the same events.
 _LOADER: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -191,7 +193,9 @@ class _Builder:
         """From the bracket to the one that closes it, as far as that is on the same line."""
         source = self.text.line(place.line)
         depth = 0
-        for at in range(place.column - 1, len(source)):
+        # No caret is longer, and a minified file is one line in which every bracket would be sought.
+        end = min(len(source), place.column + LONGEST_CARET)
+        for at in range(place.column - 1, end):
             depth += (source[at] in "{[") - (source[at] in "}]")
             if depth == 0:
                 return Place(self.text, place.line, place.column, at + 2 - place.column)

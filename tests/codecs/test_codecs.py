@@ -229,6 +229,7 @@ def test_a_broken_nesting_bomb_is_refused(payload: bytes) -> None:
         b"[" * DEEP + b"]" * (DEEP + 1),
         b"[" * DEEP + b"}" * (DEEP - 1),
         b"[" * DEEP + b'"',
+        b"[" * DEEP + b'"' + b'\\"' * DEEP + b"\\",  # quadratic, if read naively
     ],
 )
 def test_a_broken_nesting_bomb_in_json_is_refused(payload: bytes) -> None:

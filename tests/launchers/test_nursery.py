@@ -115,6 +115,31 @@ def test_all_die_with_the_nursery_and_are_reported_then(family: Families, eventu
     asyncio.run(run())
 
 
+def test_a_child_is_not_reported_before_it_has_let_go(family: Families) -> None:
+    held: list[str] = []
+
+    async def run() -> None:
+        async with family() as them:
+            proper = them.launcher.on_exit
+
+            def on_exit(name: str, exitcode: int, error: str | None) -> None:
+                try:
+                    held.extend(os.listdir(f"/proc/{them.pids[name]}/fd"))
+                except OSError:
+                    pass
+                proper(name, exitcode, error)
+
+            them.launcher.on_exit = on_exit
+            them.launch("a", "fat")
+            await them.until(lambda: them.out["a"].count(b"\n") == 2)
+            await them.speaking("a")
+            os.kill(them.launcher.pid, signal.SIGKILL)
+            await them.until(lambda: "a" in them.exits, seconds=2)
+
+    asyncio.run(run())
+    assert held == []
+
+
 def test_a_nursery_that_an_import_kills_says_which(family: Families) -> None:
     async def run() -> None:
         async with family(preload=["heavy", "deadly"]) as them:

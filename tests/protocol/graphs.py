@@ -213,7 +213,7 @@ POOL_POOL_SINK = graph(
 SOURCES_CHUNKS = graph(
     "two sources with chunks",
     [
-        Node("s", 2, count=24, many=4),
+        Node("s", 2, count=16, many=4),
         Node("w", 2, handle=_amplify("a", 3)),
         Node("k", 2, handle=_amplify("b", 2)),
         Node("t"),

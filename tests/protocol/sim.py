@@ -138,6 +138,9 @@ class Connection:
 class Process:
     """One incarnation of one replica: an engine, a mailbox, handlers."""
 
+    handling = (0.001, 0.004, 0.03)
+    """Seconds that the handlers of a batch may take."""
+
     def __init__(self, world: World, replica: project.Replica) -> None:
         self.world = world
         self.replica = replica
@@ -151,6 +154,7 @@ class Process:
         self.turn_at: float | None = None
         self.hands: list[tuple[float, str, list[InBatch], Work]] = []
         self.handled = 0
+        self.ahead: dict[str, int] = {}
         self.connections: dict[tuple[int, int], Connection] = {}
         self.told_at = 0.0
         self.says_at = 0.0
@@ -207,6 +211,18 @@ class Process:
             self.world.stats["duplicates"] += frame.id in ids
             ids.add(frame.id)
         self.engine.from_producer(link, producer, frame)
+        self.check_queue(link, producer)
+
+    def check_queue(self, link: int, producer: int) -> None:
+        """A producer never sends more than the most that was asked for."""
+        inbox = self.engine.inboxes[self.world.graph.links[link].into]
+        receiver = next(
+            receiver
+            for receiver in inbox.receivers
+            if (receiver.terms.index, receiver.producer) == (link, producer)
+        )
+        if len(receiver.queue) > self.ahead.get(inbox.channel, 0):
+            raise Failure("rule", f"{self}: {len(receiver.queue)} batches queued")
 
     def from_supervisor(self, parts: list[bytes]) -> None:
         message = control.from_supervisor(parts)
@@ -242,6 +258,8 @@ class Process:
         if self.world.now < self.paused_until:
             self.wake(self.paused_until)
             return
+        for channel, inbox in self.engine.inboxes.items():
+            self.ahead[channel] = max(inbox.pace.ahead, self.ahead.get(channel, 0))
         for _ in range(min(len(self.mail), self.world.random.randint(1, 6))):
             self.mail.popleft()()
         self.work()
@@ -290,7 +308,7 @@ class Process:
     def take(self) -> bool:
         channels = list(self.engine.inboxes)
         self.world.random.shuffle(channels)
-        seconds = 0.001 if self.world.fast else self.world.random.choice((0.001, 0.004, 0.03))
+        seconds = self.handling[0] if self.world.fast else self.world.random.choice(self.handling)
         for channel in channels:
             batches: list[InBatch] = []
             works: list[Work] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowkit.topology import names
+from flowkit.topology.check import check
+from flowkit.topology.facts import Inspection
 from flowkit.topology.loader import load
 from flowkit.topology.model import Topology
+from flowkit.topology.render import as_text, in_order
 from flowkit.topology.values import resolve, surprise
 
 
@@ -168,9 +172,9 @@ LINK_KEYS = ["from", "to", "pattern", "route", "by", "window", "codec", "transpo
 
 
 @given(
-    st.dictionaries(st.sampled_from(KEYS), YAML, max_size=4),
-    st.dictionaries(st.sampled_from(NODE_KEYS), YAML, max_size=4),
-    st.dictionaries(st.sampled_from(LINK_KEYS), YAML, max_size=4),
+    top=st.dictionaries(st.sampled_from(KEYS), YAML, max_size=4),
+    node=st.dictionaries(st.sampled_from(NODE_KEYS), YAML, max_size=4),
+    link=st.dictionaries(st.sampled_from(LINK_KEYS), YAML, max_size=4),
 )
 def test_any_values_give_problems_and_no_exception(
     top: dict[str, Any],
@@ -178,12 +182,6 @@ def test_any_values_give_problems_and_no_exception(
     link: dict[str, Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    import json
-
-    from flowkit.topology.check import check
-    from flowkit.topology.facts import Inspection
-    from flowkit.topology.render import as_text, in_order
-
     path = tmp_path_factory.getbasetemp() / "values.yaml"
     path.write_text(json.dumps({"nodes": {"a": node}, "links": [link], **top}))
     topology, problems = load(str(path), {})

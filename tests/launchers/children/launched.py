@@ -46,6 +46,13 @@ def rest(argument: str) -> None:
     signal.pause()
 
 
+def fat(argument: str) -> None:
+    """Rests with so much memory that the kernel takes a while to take it back."""
+    memory = b"x" * 200_000_000
+    print(len(memory), flush=True)
+    signal.pause()
+
+
 def spin(argument: str) -> None:
     re.match(r"(a+)+$", "a" * 60 + "b")
 
@@ -74,8 +81,9 @@ def facts(argument: str) -> None:
                 "terminate": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
                 "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
                 "stdin": os.readlink("/proc/self/fd/0"),
+                "stdout": os.readlink("/proc/self/fd/1"),
                 "descriptors": sorted(
-                    os.readlink(f"/proc/self/fd/{fd}").partition(":")[0]
+                    os.readlink(f"/proc/self/fd/{fd}")
                     for fd in os.listdir("/proc/self/fd")
                     if os.path.exists(f"/proc/self/fd/{fd}")
                 ),
@@ -109,6 +117,7 @@ VERBS = {
         own_signal,
         segfault,
         rest,
+        fat,
         spin,
         hold_gil,
         talk,

@@ -1,0 +1,230 @@
+"""What `flowkit up` shows: prefixed output, what happens, a progress bar, the report."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from flowkit.protocol.project import Died, Status
+from flowkit.report import Report
+from flowkit.topology.plan import Plan
+from flowkit.units import human_count, human_seconds
+
+COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_yellow")
+SUPERVISOR = "supervisor"
+
+
+class Screen:
+    """The terminal, or the file, that `up` writes to. A `Watcher` of the supervisor."""
+
+    def __init__(self, stream: TextIO, colour: bool) -> None:
+        self._console = Console(
+            file=stream,
+            force_terminal=colour or None,
+            no_color=not colour,
+            color_system="auto" if colour else None,
+            highlight=False,
+            soft_wrap=True,
+            emoji=False,
+            markup=False,
+        )
+        self.live = stream.isatty() and colour
+        """Whether a progress bar can be shown."""
+        self.on_broken: Callable[[], None] = lambda: None
+        """Called once when nobody reads what is printed any more."""
+        self._broken = False
+        self._width = len(SUPERVISOR)
+        self._colours: dict[str, str] = {SUPERVISOR: "bold"}
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._plan: Plan | None = None
+
+    def begin(self, version: str, plan: Plan) -> None:
+        """Say what is started."""
+        self._plan = plan
+        palette = cycle(COLOURS)
+        for node in plan.nodes:
+            colour = next(palette)
+            for replica in range(node.replicas):
+                name = f"{node.name}.{replica}"
+                self._width = max(self._width, len(name))
+                self._colours[name] = colour
+        count = sum(node.replicas for node in plan.nodes)
+        replicas = f"{count} replica{'s' if count != 1 else ''}"
+        self._print(Text(f"flowkit {version} · {plan.project} · {replicas}"))
+
+    # -- the supervisor tells ------------------------------------------------------------------
+
+    def output(self, replica: str, line: bytes) -> None:
+        self._line(replica, line.decode("utf-8", "backslashreplace"))
+
+    def ready(self, seconds: float) -> None:
+        assert self._plan is not None
+        names = [
+            f"{node.name}.0" if node.replicas == 1 else f"{node.name}.0-{node.replicas - 1}"
+            for node in self._plan.nodes
+        ]
+        self._line(SUPERVISOR, f"{' '.join(names)} ready in {human_seconds(seconds)}")
+
+    def died(self, event: Died, budget: int | None) -> None:
+        replica = event.replica
+        how = f"{replica.name} {_how(event.code, event.error)}"
+        if replica.lost_state:
+            how += "; what it held in memory is lost"
+        if event.delay is None:
+            self._line(SUPERVISOR, f"{how}; {event.reason}, stopping the project")
+            return
+        again = f"restart {replica.restarts}" + (f"/{budget}" if budget is not None else "")
+        self._line(SUPERVISOR, f"{how}; {again} in {human_seconds(event.delay)}")
+
+    def draining(self, in_flight: int) -> None:
+        plural = "" if in_flight == 1 else "s"
+        self._line(
+            SUPERVISOR, f"draining: {in_flight:,} message{plural} in flight (Ctrl-C again to kill)"
+        )
+
+    # -- progress ------------------------------------------------------------------------------
+
+    def progress(self, done: int, length: int | None) -> None:
+        """Show how far the sources' messages are done, if their number is known."""
+        if not length:
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.percentage:>3.0f} % of {task.fields[whole]}"),
+                TimeElapsedColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("progress", total=length, whole="")
+            self._progress.start()
+        assert self._task is not None
+        self._progress.update(self._task, completed=done, total=length, whole=human_count(length))
+
+    def stop(self) -> None:
+        """Take the progress bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def end(self, report: Report, state_directory: Path) -> None:
+        """Print the books and what they come to."""
+        rows = [["LINK", "SENT", "DONE", "REDELIVERED", "DROPPED", "DEAD", "IN FLIGHT"]]
+        superseded = any(link.entry.superseded for link in report.links)
+        if superseded:
+            rows[0].insert(4, "SUPERSEDED")
+        for link in report.links:
+            entry = link.entry
+            figures = [
+                entry.sent,
+                entry.done,
+                entry.redelivered,
+                sum(entry.dropped.values()),
+                entry.dead_lettered,
+                entry.in_flight,
+            ]
+            if superseded:
+                figures.insert(3, entry.superseded)
+            rows.append([link.name, *(f"{figure:,}" for figure in figures)])
+        for text in _table(rows):
+            self._print(Text(text))
+        for link in report.links:
+            for reason, count in link.entry.dropped.items():
+                self._print(Text(f"{link.name}: {count:,} dropped: {reason}"))
+        for node in report.nodes:
+            if node.lost_state:
+                self._print(
+                    Text(
+                        f"{node.node}.{node.replica} died {node.restarts} time"
+                        f"{'' if node.restarts == 1 else 's'} and lost what it held in memory",
+                        style="yellow",
+                    )
+                )
+        self._print(Text(_summary(report), style=_style(report)))
+        if report.dead_lettered:
+            self._print(Text(f"dead letters are kept in {state_directory / 'flowkit.db'}"))
+        if report.status is Status.DRAINED and report.verdict.bottleneck:
+            busy = f"{100 * report.verdict.busy:.0f} %"
+            self._print(
+                Text(
+                    f"bottleneck: {report.verdict.bottleneck} (busy {busy}) - "
+                    f"{report.verdict.advice}"
+                )
+            )
+
+    def _line(self, name: str, text: str) -> None:
+        colour = self._colours.get(name, "")
+        prefix = Text(f"{name:<{self._width}} | ", style=colour)
+        self._print(prefix + Text.from_ansi(text) if self._console.color_system else
+                    Text(f"{name:<{self._width}} | {text}"))  # fmt: skip
+
+    def _print(self, text: Text) -> None:
+        if self._broken:
+            return
+        try:
+            self._console.print(text)
+        except BrokenPipeError:
+            self._broken = True
+            self.on_broken()
+
+
+def _how(code: int, error: str | None) -> str:
+    """How a process ended, for people."""
+    if error is not None:
+        return error
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    if code == 0:
+        return "left before its work was done"
+    return f"failed with exit code {code}"
+
+
+def _summary(report: Report) -> str:
+    seconds = human_seconds(report.seconds)
+    in_flight = f"{report.in_flight:,} message{'' if report.in_flight == 1 else 's'} in flight"
+    if report.status is not Status.DRAINED:
+        text = f"{report.status.value} after {seconds}"
+        if report.reason and report.reason != report.status.value:
+            text += f": {report.reason}"
+        return f"{text}; {in_flight} given up" if report.in_flight else text
+    parts = []
+    if report.in_flight:
+        parts.append(f"{in_flight}, unaccounted for")
+    if report.dropped:
+        parts.append(f"{report.dropped:,} dropped")
+    if report.dead_lettered:
+        plural = "" if report.dead_lettered == 1 else "s"
+        parts.append(f"{report.dead_lettered:,} dead letter{plural}")
+    if not report.in_flight and not report.dropped:
+        parts.insert(0, "nothing lost")
+    return f"drained in {seconds}, {', '.join(parts)}"
+
+
+def _style(report: Report) -> str:
+    return "green" if report.exit == 0 else "yellow" if report.exit == 4 else "red"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]

@@ -1,0 +1,604 @@
+"""Rules that look as good as the real ones, and are not: the simulator must tell.
+
+Each mutant changes one rule of the core in the tests alone and must be caught within a number of
+seeds, by an oracle that fits it. That the real core passes the same graphs and faults is what
+`test_graphs` shows; where a mutant needs a world of its own, it is shown here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from flowkit import wire
+from flowkit.protocol import engine as core
+from flowkit.protocol import batching, project, receiver, sender
+from flowkit.protocol.engine import Engine, Inbox
+from flowkit.protocol.events import ReportDone
+from flowkit.protocol.lineage import DONE, Root, Roots, Seen, Work, derive, root_id
+from flowkit.protocol.project import Project
+from flowkit.protocol.receiver import InBatch, Receiver, State
+from flowkit.protocol.sender import OutBatch, Sender, Session
+from tests.protocol import graphs
+from tests.protocol.graphs import Graph
+from tests.protocol.sim import CODEC, Failure, Faults, Process, World, replaced, run
+
+SEEDS = 60
+"""Within how many seeds a mutant must be caught."""
+
+
+# ---------------------------------------------------------------------------- acknowledgement
+
+
+class AckOnReceipt(Receiver):
+    def _data(self, frame: wire.Data) -> None:
+        super()._data(frame)
+        for entry in self._entries:
+            entry.done = True
+        self._advance()
+
+
+class AckAfterHandler(InBatch):
+    __slots__ = ()
+
+    def finish(self) -> None:
+        self.handled = True
+        self.settled()
+
+    def release(self) -> None:
+        self.pending -= 1
+
+
+class AckOfCopiesAtOnce(Receiver):
+    def _data(self, frame: wire.Data) -> None:
+        known = self._seen.look(frame.id, frame.span)
+        super()._data(frame)
+        if known is not None and known is not DONE and self._entries:
+            self._entries[-1].done = True
+            self._advance()
+
+
+class CommitOfTheHighest(Roots):
+    def _settle(self, root: Root) -> None:
+        super()._settle(root)
+        if root.position is not None and (self.committed or 0) < root.position:
+            self.committed = root.position
+            self.on_commit()
+
+
+# ---------------------------------------------------------------------------- ids and cuts
+
+
+class CutAnew(Sender):
+    """A batch that is delivered again is cut in two."""
+
+    def _drop(self, session: Session, dead: bool) -> None:
+        super()._drop(session, dead)
+        for queue in self._queues:
+            batches = list(queue)
+            queue.clear()
+            for batch in batches:
+                queue.extend(self._halves(batch))
+
+    def _halves(self, batch: OutBatch) -> list[OutBatch]:
+        if batch.attempts == 0 or batch.count < 2 or batch.work is None:
+            return [batch]
+        messages = CODEC.decode(batch.payload, batch.count)
+        half = batch.count // 2
+        self.bytes -= batch.size
+        batch.work.pending += 1
+        result = []
+        for number, part in enumerate((messages[:half], messages[half:])):
+            id = derive(batch.id, b"half", number, 0)
+            payload = CODEC.encode(part)
+            result.append(
+                OutBatch(batch.work, id, len(part), payload, b"", batch.group, batch.own)
+            )
+            self.bytes += result[-1].size
+        return result
+
+
+def derive_without_link(parent: bytes, way: bytes, chunk: int, slot: int) -> bytes:
+    return derive(parent, way.rpartition(b">")[2], chunk, slot)
+
+
+class SlotIsReplica(Engine):
+    def release(self, work: Work, *rest: Any) -> list[Any]:
+        def derive_from_replica(parent: bytes, way: bytes, chunk: int, slot: int) -> bytes:
+            return derive(parent, way, chunk, self.identity.replica + 1)
+
+        with replaced(core, derive=derive_from_replica):
+            return super().release(work, *rest)
+
+
+class CutByCredit(Engine):
+    """Chunks are as large as the consumers ask at the moment, not as the root was stamped."""
+
+    def release(self, work: Work, channel: str, *rest: Any) -> list[Any]:
+        work.cut = self.root_count(channel)
+        return super().release(work, channel, *rest)
+
+
+class FinishOfAnIncarnation(Roots):
+    def finish(self) -> Root:
+        root = super().finish()
+        root.id = root_id(self._origin, self._incarnation, 1 << 40)
+        return root
+
+
+class LeastRecentlyUsed(Seen):
+    """Remembers a number of ids that was guessed."""
+
+    SIZE = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: OrderedDict[bytes, Any] = OrderedDict()
+
+    def look(self, id: bytes, span: int) -> Any:
+        return self._known.get(id)
+
+    def begin(self, id: bytes, work: Any) -> None:
+        self._known[id] = work
+        while len(self._known) > self.SIZE:
+            self._known.popitem(last=False)
+
+    def done(self, id: bytes) -> None:
+        if id in self._known:
+            self._known[id] = DONE
+
+
+# ---------------------------------------------------------------------------- links
+
+
+class BreakDropsQueue(Receiver):
+    def _begin(self, session: int) -> None:
+        self.held -= len(self.queue)
+        self.queue.clear()
+        super()._begin(session)
+
+
+class FullFirstCredit(Receiver):
+    """The first credit of a session forgets what is still queued."""
+
+    def _begin(self, session: int) -> None:
+        super()._begin(session)
+        self._stale = 0
+
+    def take(self) -> InBatch:
+        batch = super().take()
+        self._stale = 0
+        return batch
+
+
+class HelloOnce(Receiver):
+    def tick(self) -> None:
+        if self.state is not State.OPENING:
+            super().tick()
+
+
+class UnknownSessionAccepted(Sender):
+    """What belongs to an earlier session of a replica is applied to its present one."""
+
+    def receive(self, peer: bytes, frame: wire.Frame) -> None:
+        of_session = self.__dict__.setdefault("of_session", {})
+        for session in self.sessions:
+            of_session[session.id] = session.replica
+        if isinstance(frame, wire.Ack) and frame.session not in self._sessions:
+            now = self._of_replica.get(of_session.get(frame.session, -1))
+            if now is not None:
+                sequence = min(frame.sequence, now.sequence)
+                if sequence >= now.acked:
+                    frame = replace_frame(frame, session=now.id, sequence=sequence)
+                    peer = now.peer
+        super().receive(peer, frame)
+
+
+def replace_frame(frame: wire.Ack, **changes: int) -> wire.Ack:
+    values = {name: getattr(frame, name) for name in frame.__struct_fields__}
+    return wire.Ack(**(values | changes))
+
+
+class UnknownSessionIgnored(Sender):
+    def refuse(self, peer: bytes, session: int, reason: str) -> None:
+        pass
+
+
+class LateHelloAccepted(Sender):
+    def _refusal(self, hello: wire.Hello) -> tuple[str, str] | None:
+        refusal = super()._refusal(hello)
+        return None if refusal and refusal[0] in ("fenced", "stale") else refusal
+
+
+class NewSessionFirst(Sender):
+    """A new session gets what is queued before what the old one had not acknowledged."""
+
+    def _hello(self, peer: bytes, hello: wire.Hello) -> None:
+        late: list[tuple[Session, bool]] = []
+        with replaced(self, _drop=lambda session, dead: late.append((session, dead))):
+            super()._hello(peer, hello)
+        for session, dead in late:
+            super()._drop(session, dead)
+        self.flush()
+
+
+# ---------------------------------------------------------------------------- bounds
+
+
+class StrictProcess(Process):
+    """Waits for room in the middle of a batch."""
+
+    def handle(self, channel: str, batches: list[InBatch], work: Work) -> None:
+        sent = 0
+        for batch in batches:
+            for message in CODEC.decode(batch.payload, batch.count):
+                sent += len(self.node.handle(channel, message))
+        if any(
+            sender.messages + sent > sender.terms.window for sender in self.engine.senders.values()
+        ):
+            self.hands.append((self.world.now + 0.05, channel, batches, work))
+            return
+        super().handle(channel, batches, work)
+
+
+class StrictWorld(World):
+    process_class = StrictProcess
+
+
+class StrictSender(Sender):
+    """A window that is too small for a batch never admits it."""
+
+    @property
+    def full(self) -> bool:
+        return self.messages + self.max_count > self.terms.window
+
+
+class StrictSession(Session):
+    __slots__ = ()
+
+    def has_room(self, size: int) -> bool:
+        return self.sequence < self.limit and self.sent_bytes + size <= self.limit_bytes
+
+
+class FullGroupsOnly(Process):
+    """A node that groups waits until the group is full."""
+
+    def take(self) -> bool:
+        queued = sum(
+            len(one.queue) for inbox in self.engine.inboxes.values() for one in inbox.receivers
+        )
+        return queued >= self.node.group and super().take()
+
+
+class FullGroupsWorld(World):
+    process_class = FullGroupsOnly
+
+
+# ---------------------------------------------------------------------------- the end
+
+
+class HearsEnd(Receiver):
+    ended = False
+
+    def receive(self, frame: wire.Frame) -> None:
+        self.ended = self.ended or isinstance(frame, wire.End)
+        super().receive(frame)
+
+
+class FinishAtEnd(Inbox):
+    @property
+    def closed(self) -> bool:
+        return all(
+            (one.state is State.CLOSED or getattr(one, "ended", False)) and not one.held
+            for one in self.receivers
+        )
+
+
+class CloseBeforeDone(Engine):
+    def _progress(self) -> None:
+        before = self.phase
+        super()._progress()
+        if self.phase is core.Phase.REPORTING and before is not self.phase:
+            report = self.actions.pop()
+            assert isinstance(report, ReportDone)
+            for sender in self.senders.values():
+                sender.close()
+            self.actions.append(report)
+
+
+class ClosedLinksForgotten(Project):
+    def _introduce(self, replica: project.Replica) -> None:
+        before = len(self.actions)
+        super()._introduce(replica)
+        kept = [
+            action
+            for number, action in enumerate(self.actions)
+            if number < before
+            or not (
+                isinstance(action, project.Tell)
+                and isinstance(action.message, project.control.Gone)
+            )
+        ]
+        self.actions = deque(kept)
+
+
+# ---------------------------------------------------------------------------- special worlds
+
+
+class RetiringWorld(World):
+    """One replica of the pool is killed soon after it was told of a producer, for good."""
+
+    victim = ("w", 2)
+
+    def tell(self, process: Process, message: project.control.FromSupervisor) -> None:
+        super().tell(process, message)
+        replica = process.replica
+        if (replica.node, replica.number) == self.victim:
+            if isinstance(message, project.control.ProducerAt):
+                self.after(self.random.random(), lambda: self.retire(process))
+
+    def retire(self, process: Process) -> None:
+        if not process.alive:
+            return
+        if not self.project.started:
+            self.after(0.1, lambda: self.retire(process))
+            return
+        self.kill(process)
+        replica = process.replica
+        replica.phase = project.Phase.ENDED
+        self.buried.add((replica.node, replica.number, process.incarnation))
+        self.project._announce(replica, process.incarnation, done=True)
+        self.supervise()
+
+
+class SlowProcess(Process):
+    handling = (0.3, 0.5)
+
+
+class SlowWorld(World):
+    """Queues are full, since handlers take longer than the network."""
+
+    process_class = SlowProcess
+
+
+# ---------------------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`patches`: (module or class, name, replacement). `kinds`: which oracles may catch it."""
+
+    name: str
+    graph: Graph
+    faults: Faults
+    kinds: str
+    patches: Sequence[tuple[Any, str, object]] = ()
+    world: type[World] = World
+    seeds: int = SEEDS
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for module, name, new in self.patches:
+                stack.enter_context(replaced(module, **{name: new}))
+            yield
+
+
+CLEAN = Faults(slow=0)
+KILLS = Faults(kills=5, sinks=False)
+HARD = Faults(kills=5, breaks=3, pauses=1, sinks=False)
+BREAKS = Faults(breaks=6)
+
+MUTANTS = [
+    Mutant(
+        "acknowledge on receipt",
+        graphs.POOL_KEYED_SINK,
+        KILLS,
+        "lost rule",
+        [(core, "Receiver", AckOnReceipt)],
+    ),
+    Mutant(
+        "acknowledge after the handler",
+        graphs.POOL_KEYED_SINK,
+        KILLS,
+        "lost rule left",
+        [(receiver, "InBatch", AckAfterHandler)],
+    ),
+    Mutant(
+        "acknowledge copies in progress at once",
+        graphs.POOL_KEYED_SINK,
+        HARD,
+        "lost rule",
+        [(core, "Receiver", AckOfCopiesAtOnce)],
+        seeds=150,
+    ),
+    Mutant(
+        "commit the highest, not the lowest",
+        graphs.POOL_SINK,
+        KILLS,
+        "rule",
+        [(core, "Roots", CommitOfTheHighest)],
+    ),
+    Mutant(
+        "cut a batch anew when it is delivered again",
+        graphs.SOURCES_CHUNKS,
+        HARD,
+        "doubled lost",
+        [(core, "Sender", CutAnew)],
+    ),
+    Mutant(
+        "cut by credit",
+        graphs.SOURCES_CHUNKS,
+        HARD,
+        "doubled lost rule",
+        [(core, "Engine", CutByCredit)],
+    ),
+    Mutant(
+        "ids without the link",
+        graphs.DIAMOND,
+        CLEAN,
+        "lost rule",
+        [(core, "derive", derive_without_link)],
+    ),
+    Mutant(
+        "the replica as slot",
+        graphs.POOL_SINK,
+        HARD,
+        "doubled",
+        [(core, "Engine", SlotIsReplica)],
+    ),
+    Mutant(
+        "ids of finish with the incarnation",
+        graphs.FINISH,
+        KILLS,
+        "doubled",
+        [(core, "Roots", FinishOfAnIncarnation)],
+    ),
+    Mutant(
+        "remember a fixed number of ids",
+        graphs.POOL_KEYED_SINK,
+        HARD,
+        "doubled",
+        [(core, "Seen", LeastRecentlyUsed)],
+    ),
+    Mutant(
+        "a link break drops the queue",
+        graphs.POOL_SINK,
+        BREAKS,
+        "hung",
+        [(core, "Receiver", BreakDropsQueue)],
+    ),
+    Mutant(
+        "full credit for a new session",
+        graphs.POOL_SINK,
+        Faults(breaks=12),
+        "rule",
+        [(core, "Receiver", FullFirstCredit), (batching, "AHEAD_SECONDS", 0.0)],
+        SlowWorld,
+    ),
+    Mutant(
+        "HELLO is not repeated",
+        graphs.POOL_SINK,
+        BREAKS,
+        "hung",
+        [(core, "Receiver", HelloOnce)],
+    ),
+    Mutant(
+        "accept an unknown session",
+        graphs.POOL_KEYED_SINK,
+        Faults(breaks=8, slow=0.2),
+        "lost rule hung",
+        [(core, "Sender", UnknownSessionAccepted)],
+        seeds=150,
+    ),
+    Mutant(
+        "ignore an unknown session",
+        graphs.POOL_SINK,
+        BREAKS,
+        "hung",
+        [(core, "Sender", UnknownSessionIgnored)],
+    ),
+    Mutant(
+        "accept a late HELLO",
+        graphs.POOL_SINK,
+        Faults(slow=0.5),
+        "hung",
+        [(core, "Sender", LateHelloAccepted)],
+        RetiringWorld,
+    ),
+    Mutant(
+        "send on a new session first",
+        graphs.ORDER,
+        Faults(breaks=14),
+        "order",
+        [(core, "Sender", NewSessionFirst)],
+    ),
+    Mutant(
+        "wait for room within a batch",
+        graphs.SOURCES_CHUNKS.where(window=2),
+        CLEAN,
+        "hung",
+        world=StrictWorld,
+    ),
+    Mutant(
+        "a window too small for a batch",
+        graphs.POOL_SINK,
+        CLEAN,
+        "hung",
+        [(core, "Sender", StrictSender)],
+    ),
+    Mutant(
+        "bytes too few for a batch",
+        graphs.POOL_SINK,
+        CLEAN,
+        "hung",
+        [
+            (sender, "Session", StrictSession),
+            (receiver, "AHEAD_BYTES", 8),
+        ],
+    ),
+    Mutant(
+        "wait for a full group",
+        graphs.GROUPS,
+        CLEAN,
+        "hung",
+        world=FullGroupsWorld,
+    ),
+    Mutant(
+        "finish at END",
+        graphs.COUNT,
+        HARD,
+        "rule crash hung left",
+        [(core, "Receiver", HearsEnd), (core, "Inbox", FinishAtEnd)],
+    ),
+    Mutant(
+        "CLOSE before DONE",
+        graphs.FINISH,
+        Faults(kills=12, sinks=False),
+        "hung",
+        [(core, "Engine", CloseBeforeDone)],
+    ),
+    Mutant(
+        "forget which links are closed",
+        graphs.POOL_SINK,
+        Faults(kills=6),
+        "hung",
+        [(project, "Project", ClosedLinksForgotten)],
+    ),
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_mutants_are_caught(mutant: Mutant) -> None:
+    found = []
+    with mutant.at_work():
+        for seed in range(mutant.seeds):
+            try:
+                run(mutant.graph, seed, mutant.faults, mutant.world)
+            except Failure as failure:
+                if failure.kind in mutant.kinds.split():
+                    return
+                found.append(f"seed {seed}: {failure}")
+    pytest.fail(f"not caught in {mutant.seeds} seeds; else: {found[:3]}")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_replica_that_is_given_up_swallows_nothing(seed: int) -> None:
+    run(graphs.POOL_SINK, seed, Faults(slow=0.5), RetiringWorld)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_queues_are_bounded_over_sessions(seed: int) -> None:
+    with replaced(batching, AHEAD_SECONDS=0.0):
+        run(graphs.POOL_SINK, seed, Faults(breaks=12), SlowWorld)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_batch_is_always_admitted(seed: int) -> None:
+    with replaced(receiver, AHEAD_BYTES=8):
+        run(graphs.POOL_SINK, seed, BREAKS)
