@@ -103,6 +103,11 @@ class NodeInfo:
         return not self.inputs
 
     @property
+    def positions(self) -> bool:
+        """Whether it reads from positions, so that a later incarnation goes on where it was."""
+        return issubclass(self.cls, Source)
+
+    @property
     def abstract(self) -> bool:
         """Whether it cannot be run as it is: no channels, or methods still to be written."""
         return inspect.isabstract(self.cls) or not (self.inputs or self.outputs)

@@ -21,6 +21,7 @@ class LinkReport:
     source: str
     target: str
     entry: Entry
+    lossy: bool = False
 
     @property
     def name(self) -> str:
@@ -67,6 +68,14 @@ class Report:
         return sum(sum(link.entry.dropped.values()) for link in self.links)
 
     @property
+    def lost(self) -> int:
+        """Messages dropped on links that are to drop nothing, by the death of a producer whose
+        input nobody delivers again. What a lossy link or an error policy drops was asked for."""
+        return sum(
+            link.entry.dropped.get("producer died", 0) for link in self.links if not link.lossy
+        )
+
+    @property
     def balanced(self) -> bool:
         return all(link.entry.balanced for link in self.links)
 
@@ -79,7 +88,8 @@ class Report:
             return USAGE
         if self.status in (Status.FAILED, Status.STOPPED):
             return FAILED
-        if self.status is Status.TIMED_OUT or self.in_flight or not self.balanced:
+        given_up = self.in_flight or self.lost or not self.balanced
+        if self.status is Status.TIMED_OUT or given_up:
             return UNACCOUNTED
         return DEAD_LETTERS if self.dead_lettered else OK
 

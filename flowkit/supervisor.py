@@ -83,8 +83,9 @@ class Silent:
 class _Books:
     """The counters of one replica: of the incarnation that runs, and the sums of those before."""
 
-    def __init__(self, links: Sequence[int], replayed: bool) -> None:
+    def __init__(self, links: Sequence[int], lossy: Sequence[int], replayed: bool) -> None:
         self.links = links
+        self.lossy = lossy
         self.replayed = replayed
         self.rows: SharedRows | None = None
         self.path: Path | None = None
@@ -108,7 +109,7 @@ class _Books:
         self.alive = self.seconds(now)
         for link, entry in self.entries(live_only=True).items():
             if dead:
-                entry.bury(self.replayed)
+                entry.bury(self.replayed, link in self.lossy)
             self.past[link].add(entry)
         self.rows.close()
         self.rows = None
@@ -191,10 +192,12 @@ class Supervisor:
             ],
             [spec.terms_of(link) for link in self.plan.links],
         )
+        lossy = [link.index for link in self.plan.links if link.delivery == "at-most-once"]
         self._books = {
             key: _Books(
                 [link.index for link in self.plan.links if link.source == replica.node],
-                replayed=replica.source,
+                lossy,
+                self.plan.node(replica.node).positions,
             )
             for key, replica in self._project.replicas.items()
         }
@@ -347,7 +350,12 @@ class Supervisor:
                 if node == link.source:
                     entry.add(books.entries()[link.index])
             links.append(
-                LinkReport(f"{link.source}.{link.out}", f"{link.target}.{link.into}", entry)
+                LinkReport(
+                    f"{link.source}.{link.out}",
+                    f"{link.target}.{link.into}",
+                    entry,
+                    lossy=link.delivery == "at-most-once",
+                )
             )
         replicas = []
         for key, replica in self._project.replicas.items():

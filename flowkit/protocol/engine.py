@@ -264,12 +264,13 @@ class Engine:
         encoded is booked as dead-lettered and returned for the shell to keep and to tell.
         """
         bad: list[Unsendable] = []
-        own = isinstance(work, Root) and not work.parents
+        begins = isinstance(work, Root) and not work.parents
+        own = begins and not (isinstance(work, Root) and work.repeated)
         for outlet in self._outlets.get(channel, ()):
             sender = outlet.sender
             # A root's ids are never made again, so it may be cut as its consumers ask now; what is
             # made of it must be cut the same way each time, as the root was stamped.
-            size = max(work.cut, sender.max_count) if own else work.cut
+            size = max(work.cut, sender.max_count) if begins else work.cut
             try:
                 pieces = list(_encode(outlet, messages, keys, headers, size))
             except (EncodeError, MessageTooLarge):

@@ -135,14 +135,15 @@ class Entry:
         for reason, count in other.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + count
 
-    def bury(self, replayed: bool) -> None:
+    def bury(self, replayed: bool, lossy: bool = False) -> None:
         """The producer is dead: what it had not settled will not be settled by it.
 
         What it made of its input is superseded, since that input is delivered again. What began in
-        it is superseded only if it is `replayed` (a source with positions), else it is lost.
+        it is superseded only if it is `replayed` (a source with positions), else it is lost, and so
+        is everything on a `lossy` link, where nobody waits to deliver again.
         """
         rest = self.in_flight
-        lost = 0 if replayed else min(rest, self.own_unsettled)
+        lost = rest if lossy else 0 if replayed else min(rest, self.own_unsettled)
         if lost:
             self.dropped["producer died"] = self.dropped.get("producer died", 0) + lost
         self.superseded += rest - lost

@@ -89,13 +89,14 @@ class Work:
 class Root(Work):
     """A batch whose stream begins in this replica. `position` is a source's, after the batch."""
 
-    __slots__ = ("sequence", "position", "parents", "open")
+    __slots__ = ("sequence", "position", "parents", "open", "repeated")
 
     def __init__(self, id: bytes, sequence: int, span: int, position: Any) -> None:
         self.sequence = sequence
         self.position = position
         self.parents: tuple[Work, ...] = ()
         self.open = True
+        self.repeated = False  # a later incarnation makes it again, under the same id
         super().__init__(id, span, 1, lambda: None)
 
 
@@ -143,6 +144,7 @@ class Roots:
         replica that dies after it and runs it again sends copies, and never forgotten."""
         identity = root_id(self._origin, FINISH, 1)
         root = self._finish = Root(identity, 1, 1, None)
+        root.repeated = True
         root.settled = lambda: self._settle(root)
         return root
 

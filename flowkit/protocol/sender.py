@@ -140,6 +140,7 @@ class Sender:
         self._sessions: dict[int, Session] = {}
         self._of_replica: dict[int, Session] = {}
         self._fenced: dict[int, int] = {}
+        self._highest: dict[int, tuple[int, int]] = {}
         self._opened = 0
         self._ended = False
         self._closed = False
@@ -291,6 +292,7 @@ class Sender:
         old = self._of_replica.get(hello.replica)
         if old is not None:
             self._drop(old, dead=hello.incarnation > old.incarnation)
+        self._highest[hello.replica] = (hello.incarnation, hello.counter)
         self._opened += 1
         session = Session(self._identity.incarnation << 32 | self._opened, peer, hello)
         self._sessions[session.id] = session
@@ -318,11 +320,11 @@ class Sender:
             return "replica", f"{terms.target} has {terms.consumers} replicas"
         if min(hello.max_count, hello.cut) < 1:
             return "credit", "batches hold one message at least"
-        old = self._of_replica.get(hello.replica)
-        highest = max(self._fenced.get(hello.replica, 0), old.incarnation - 1 if old else 0)
-        if hello.incarnation <= highest:
+        incarnation, counter = self._highest.get(hello.replica, (0, 0))
+        fenced = self._fenced.get(hello.replica, 0)
+        if hello.incarnation <= fenced or hello.incarnation < incarnation:
             return "fenced", f"incarnation {hello.incarnation} was replaced"
-        if old and old.incarnation == hello.incarnation and hello.counter <= old.counter:
+        if hello.incarnation == incarnation and hello.counter <= counter:
             return "stale", f"session {hello.counter} was replaced"
         return None
 
@@ -369,7 +371,9 @@ class Sender:
             self._adapt()
 
     def _adapt(self) -> None:
-        self.max_count = min((session.max_count for session in self._sessions.values()), default=1)
+        self.max_count = min(
+            (min(session.max_count, MAX_COUNT) for session in self._sessions.values()), default=1
+        )
         self.cut = min(
             (min(session.cut, MAX_COUNT) for session in self._sessions.values()), default=1
         )
@@ -433,7 +437,10 @@ class Sender:
         if terms.when_full == "drop-newest" or not queue:
             self.books.dropped(batch.count, "no room: newest", batch.own)
             return True
-        while queue and self.messages + batch.count > terms.window:
+        while queue and (
+            self.messages + batch.count > terms.window
+            or self.bytes + batch.size > terms.window_bytes
+        ):
             oldest = queue.popleft()
             self.books.dropped(oldest.count, "no room: oldest", oldest.own)
             self._forget(oldest)

@@ -232,6 +232,7 @@ def class_facts(use: str, info: NodeInfo) -> ClassFacts:
         ],
         stateful=info.stateful,
         source=info.source,
+        positions=info.positions,
     )
 
 

@@ -103,6 +103,8 @@ class JobInlet(Inlet):
     def due_at(self) -> float | None:
         if not self._group or self.channel.within is None:
             return None
+        if self._waiting or len(self._running) >= self.channel.concurrency:
+            return None  # the handler that runs asks for a turn when it returns
         return self._group_since + self.channel.within
 
     async def stop(self) -> None:

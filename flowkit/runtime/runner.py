@@ -236,7 +236,7 @@ class Runner:
             self.engine.garbage_from_producer(link, producer, str(error))
         else:
             self.engine.from_producer(link, producer, frame)
-        self.wake()
+        self._soon()
 
     def _from_supervisor(self, parts: list[bytes]) -> None:
         message = control.from_supervisor(parts)
@@ -252,7 +252,7 @@ class Runner:
             self._drain()
         else:
             self.engine.released()
-        self.wake()
+        self._soon()
 
     def _start(self) -> None:
         """Everybody is ready: a source begins."""
@@ -294,6 +294,15 @@ class Runner:
         if not self._awake:
             self._awake = True
             self._loop.call_soon(self._turn_once)
+
+    def _soon(self) -> None:
+        """Carry out what cannot wait for the turn, before another frame comes.
+
+        A new connection replaces the one that frames of the old session still come on.
+        """
+        if self.engine.actions:
+            self._act()
+        self.wake()
 
     def _turn_once(self) -> None:
         self._awake = False
@@ -462,7 +471,7 @@ class Runner:
     def _tick(self) -> None:
         self.engine.tick()
         self._handles["tick"] = self._loop.call_later(TICK, self._tick)
-        self.wake()
+        self._soon()
 
     def _timer(self, name: str, seconds: float) -> None:
         self._handles[name] = self._loop.call_later(seconds, self._timer, name, seconds)

@@ -112,6 +112,8 @@ class RunDriver:
 
     async def run(self) -> None:
         """Return when the stream has ended, by itself or by `drain`."""
+        if self._draining:
+            return
         self._outflow.open()
         result = self._node.run()  # type: ignore[attr-defined]
         if inspect.isawaitable(result):
@@ -162,6 +164,8 @@ class SourceDriver:
 
     async def run(self) -> None:
         """Return when the stream has ended, by itself or by `drain`."""
+        if self._draining:
+            return
         length = self._node.length()
         if length is not None:
             self._gauges[LENGTH] = length

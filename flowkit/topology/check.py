@@ -16,6 +16,9 @@ from flowkit.topology.source import Path, Place
 
 MAX_ALL_REPLICAS = 65_535
 
+MOST_COMPARISONS = 20_000
+"""Names that are compared to find what a misspelt node may have meant: about a second's worth."""
+
 
 @dataclass(frozen=True, slots=True)
 class End:
@@ -77,6 +80,7 @@ class _Graph:
         self._used: set[tuple[str, str, str]] = set()
         # Nodes that a misspelt end most probably meant: not also reported as unconnected.
         self._excused: set[str] = set()
+        self._comparisons = MOST_COMPARISONS
 
     def _say(self, place: Place, code: str, message: str, hint: str = "") -> None:
         self.problems.append(place.problem(code, message, hint))
@@ -158,14 +162,16 @@ class _Graph:
         """Whether the node and its channel exist; reports it if not."""
         place = self.topology.marks.value(end.path).within(str(end))
         if end.node not in self.topology.nodes:
-            guess = suggest(end.node, self.topology.nodes)
+            self._comparisons -= len(self.topology.nodes)
+            nodes = self.topology.nodes if self._comparisons >= 0 else {}
+            guess = suggest(end.node, nodes)
             if guess is not None:
                 self._excused.add(guess)
             self._say(
                 place.within(end.node),
                 "E201",
                 f"link {'from' if direction == 'out' else 'to'} unknown node '{end.node}'",
-                did_you_mean(end.node, self.topology.nodes),
+                did_you_mean(end.node, nodes),
             )
             return False
         facts = self.classes.get(end.node)

@@ -36,6 +36,7 @@ class ClassFacts(Struct, frozen=True):
     settings: list[SettingFacts]
     stateful: bool
     source: bool
+    positions: bool
 
     def has(self, direction: str, channel: str) -> bool:
         """Whether it has this channel; `direction` is ``in`` or ``out``."""

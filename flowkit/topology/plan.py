@@ -53,6 +53,8 @@ class NodePlan(Struct, frozen=True):
     origin: int
     stateful: bool
     source: bool
+    positions: bool
+    """Whether it reads from positions, so that what was in flight when it died is read again."""
 
 
 class LinkPlan(Struct, frozen=True):
@@ -119,6 +121,7 @@ def make_plan(topology: Topology, inspection: Inspection) -> Plan:
                 watchdog=model.watchdog,
                 origin=origin,
                 stateful=facts.stateful,
+                positions=facts.positions,
                 source=facts.source,
             )
         )

@@ -193,7 +193,7 @@ class _Builder:
         """From the bracket to the one that closes it, as far as that is on the same line."""
         source = self.text.line(place.line)
         depth = 0
-        # No caret is longer, and a minified file is one line in which every bracket would be sought.
+        # No caret is longer; in a minified file every bracket would be sought to the end of it.
         end = min(len(source), place.column + LONGEST_CARET)
         for at in range(place.column - 1, end):
             depth += (source[at] in "{[") - (source[at] in "}]")

@@ -21,8 +21,13 @@ _SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")
 _GROUPED = re.compile(r"[-+]?[0-9][0-9_]*_[0-9_]*(\.[0-9_]*)?")
 
-_VARIABLE = re.compile(r"\$\$|\$\{([^}]*)\}|\$\{")
+# The bound keeps a text of nothing but "${" from being read to its end again and again.
+_VARIABLE = re.compile(r"\$\$|\$\{([^}]{0,4000}+)\}|\$\{")
 _REFERENCE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:(:[-?])(.*))?", re.DOTALL)
+
+
+MOST_GUESSES = 50
+"""Comparing a name with all others takes a millisecond; a file full of slips would take minutes."""
 
 
 class Substituted(str):
@@ -89,6 +94,7 @@ class Builder:
         self._marks = marks
         self._problems = problems
         self._said: set[tuple[str, int, int]] = set()
+        self._guesses = MOST_GUESSES
 
     def build(self, tree: Tree, path: Path) -> Any:
         """The data of `tree`, marked as the value at `path`."""
@@ -159,7 +165,8 @@ class Builder:
             if kind == ":?":
                 self._say(place, "E111", f"variable '{name}' is not set: {rest.strip()}", "")
             else:
-                guess = suggest(name, self._environ)
+                self._guesses -= 1
+                guess = suggest(name, self._environ) if self._guesses >= 0 else None
                 self._say(
                     place,
                     "E111",

@@ -359,6 +359,11 @@ class ZmqTransport(Transport):
         for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
             socket.set(option, 0)
         socket.set(zmq.MAXMSGSIZE, MAX_FRAME)
+        if address.startswith("tcp"):
+            # A line that is cut without a word is noticed by nothing else. Not sooner: a process
+            # that was stopped for a while is no reason for a new session.
+            socket.set(zmq.HEARTBEAT_IVL, 10_000)
+            socket.set(zmq.HEARTBEAT_TIMEOUT, 60_000)
         # The system gives out the lowest free number, so this one tells how many are in use.
         if socket.fileno() >= self._files - _SPARE_FILES:
             socket.close(0)

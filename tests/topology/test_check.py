@@ -19,6 +19,7 @@ def facts(inputs: str = "", outputs: str = "") -> ClassFacts:
         outputs=[ChannelFacts(name, "str") for name in outputs.split()],
         settings=[],
         stateful=False,
+        positions=False,
         source=not inputs,
     )
 

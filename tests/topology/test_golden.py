@@ -190,3 +190,22 @@ def test_alias_inside_itself(here: Path) -> None:
 def test_second_document(here: Path) -> None:
     (here / "two.yaml").write_text("flowkit: 1\n---\nflowkit: 1\n")
     assert printed("two.yaml").startswith("two.yaml:2:1: error[E101]: a second YAML document")
+
+
+# What follows took minutes before there were bounds; now it is a second.
+
+
+def test_a_file_full_of_slips(here: Path) -> None:
+    names = range(1500)
+    (here / "slips.yaml").write_text(
+        "flowkit: 1\nnodes:\n"
+        + "".join(f"  node{n}: {{use: 'parts.Read'}}\n" for n in names)
+        + "links:\n"
+        + "".join(f"  - {{from: node{n}.out, to: nod{n}.in}}\n" for n in names)
+    )
+    assert printed("slips.yaml").splitlines()[-1] == "1000 errors in 1 file"
+
+
+def test_a_text_full_of_dollars(here: Path) -> None:
+    (here / "dollars.yaml").write_text(f'flowkit: 1\nproject: "{"${A:-" * 50_000}"\n')
+    assert "'${' is no reference to a variable" in printed("dollars.yaml")

@@ -45,6 +45,7 @@ def test_a_node_with_everything(plan: Plan) -> None:
         watchdog=120.0,
         origin=1,
         stateful=False,
+        positions=False,
         source=False,
     )
 
