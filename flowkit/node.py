@@ -32,6 +32,8 @@ def every(interval: float | str) -> Callable[[F], F]:
     What it sends comes from the node's memory and is not replayed when the node dies, so a node
     with inputs that sends from a timer declares ``stateful = True``.
     """
+    if callable(interval):
+        raise DeclarationError("@every without an interval", hint='write @every("5s")')
     try:
         seconds = duration(interval)
     except ValueError as error:
@@ -285,8 +287,12 @@ def _handler(cls: type[Node], name: str, channel: In[Any], attributes: dict[str,
         if parameter.kind
         in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     ]
-    needed = sum(parameter.default is inspect.Parameter.empty for parameter in parameters)
-    if not 2 <= len(positional) <= 3 or needed > 3:
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = sum(
+        parameter.default is inspect.Parameter.empty and parameter.kind not in variable
+        for parameter in parameters
+    )
+    if not 2 <= len(positional) <= 3 or needed > len(positional):
         raise DeclarationError(
             f"{where} takes {len(parameters) - 1} arguments",
             hint="it is called with the message, or with the message and its meta",
@@ -301,19 +307,33 @@ def _check_annotation(where: str, channel: In[Any], function: Any, parameter: st
         annotated = typing.get_type_hints(function).get(parameter, Any)
     except Exception:  # names that only a type checker can resolve
         return
-    expected = channel.type if channel.batch is None else list[channel.type]  # type: ignore[name-defined]
-    if typing.get_origin(annotated) is not typing.get_origin(expected):
-        clear = channel.batch is not None and isinstance(annotated, type)
-        contradicts = clear and annotated is not list
-    else:
-        plain = isinstance(annotated, type) and isinstance(expected, type)
-        plain = plain and typing.get_origin(expected) is None
-        contradicts = plain and not issubclass(expected, annotated)
-    if contradicts:
+    expected = channel.type
+    if channel.batch is not None:
+        expected = list[channel.type]  # type: ignore[name-defined]
+    if _contradicts(annotated, expected):
         raise DeclarationError(
             f"{where} takes {_type_name(annotated)}, its channel carries {_type_name(expected)}",
             hint="make the annotation and the channel agree",
         )
+
+
+def _contradicts(annotated: Any, expected: Any) -> bool:
+    """Whether a value of type `expected` is surely no `annotated`."""
+    if Any in (annotated, expected):
+        return False
+    taken = typing.get_origin(annotated) or annotated
+    given = typing.get_origin(expected) or expected
+    if not (isinstance(taken, type) and isinstance(given, type)):
+        return False
+    if (given, taken) in ((int, float), (int, complex), (float, complex)):
+        return False  # PEP 484 lets these pass
+    try:
+        if not issubclass(given, taken):
+            return True
+    except TypeError:  # protocols and TypedDict cannot tell
+        return False
+    takes, gives = typing.get_args(annotated), typing.get_args(expected)
+    return taken is given is list and bool(takes and gives) and _contradicts(takes[0], gives[0])
 
 
 def _type_name(kind: Any) -> str:
@@ -327,10 +347,13 @@ def _check_shape(
     outputs: dict[str, Out[Any]],
 ) -> None:
     name = cls.__qualname__
-    for hook in (*HOOKS, "commit"):
-        function = attributes.get(hook)
-        if function is not None and not inspect.isfunction(function):
-            raise DeclarationError(f"{name}.{hook} is not a method", hint=f"write def {hook}(self)")
+    hooks = list(HOOKS)
+    if issubclass(cls, Sink):
+        hooks.append("commit")
+    hooks += [key for key, value in attributes.items() if hasattr(value, "__flowkit_every__")]
+    for hook in hooks:
+        if hook in attributes:
+            _check_hook(f"{name}.{hook}", attributes[hook])
     if inputs and "run" in attributes:
         raise DeclarationError(
             f"{name} has inputs and run()",
@@ -367,6 +390,26 @@ def _check_shape(
     commit = attributes.get("commit")
     if commit is not None and len(inspect.signature(commit).parameters) != 2:
         raise DeclarationError(f"{name}.commit takes one argument", hint="commit(self, position)")
+
+
+def _check_hook(where: str, function: Any) -> None:
+    """A hook or timer is a method that is called without arguments, and no generator."""
+    if not inspect.isfunction(function):
+        raise DeclarationError(f"{where} is not a method", hint="write it as def, with self")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise DeclarationError(
+            f"{where} is a generator", hint="it sends with self.<output>.send(...)"
+        )
+    needed = [
+        parameter.name
+        for parameter in list(inspect.signature(function).parameters.values())[1:]
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    ]
+    if needed:
+        raise DeclarationError(
+            f"{where} needs {', '.join(needed)}", hint="it is called without arguments"
+        )
 
 
 def _has_timers(attributes: dict[str, Any]) -> bool:

@@ -22,6 +22,10 @@ from flowkit.runtime.runner import Runner
 from flowkit.transport.memory import MemoryHub, MemoryTransport
 
 
+class _Misconfigured(Exception):
+    """The node cannot be built; the cause says why."""
+
+
 class InProcessLauncher(Launcher):
     """Starts replicas as tasks; `hub` joins their transports and the supervisor's."""
 
@@ -53,7 +57,10 @@ class InProcessLauncher(Launcher):
 
     async def _run(self, data: bytes) -> None:
         spec = specs.decode(data)
-        node = build(spec)
+        try:
+            node = build(spec)
+        except Exception as error:
+            raise _Misconfigured(spec.name) from error
         transport = MemoryTransport(self._hub, asyncio.get_running_loop())
         try:
             await Runner(spec, node, transport).run()
@@ -66,10 +73,9 @@ class InProcessLauncher(Launcher):
         if task.cancelled():
             self.on_exit(name, -SIGKILL, None)
         elif (error := task.exception()) is not None:
-            traceback.print_exception(error)
-            frames = traceback.extract_tb(error.__traceback__)
-            building = any(frame.name == "build" for frame in frames)
-            self.on_exit(name, CONFIGURATION if building else 1, None)
+            misconfigured = isinstance(error, _Misconfigured)
+            traceback.print_exception(error.__cause__ if misconfigured else error)
+            self.on_exit(name, CONFIGURATION if misconfigured else 1, None)
         else:
             self.on_exit(name, 0, None)
 

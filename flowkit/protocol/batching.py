@@ -47,6 +47,8 @@ class Pace:
 
     def record(self, count: int, size: int, seconds: float) -> None:
         """A batch of `count` messages, `size` bytes in all, was handled in `seconds`."""
+        if not count:
+            return
         each = seconds / count
         self._message = (
             each if self._message is None else self._message + (each - self._message) / 8

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from flowkit.codecs import Codec, encode_extras
 from flowkit.errors import EncodeError, MessageTooLarge
-from flowkit.message import Key
+from flowkit.message import Key, message_id
 from flowkit.protocol.batching import MAX_COUNT, Pace
 from flowkit.protocol.events import (
     Action,
@@ -85,6 +85,8 @@ class Unsendable(NamedTuple):
     """A message that cannot be encoded, or has no key, on output link `link`."""
 
     link: int
+    id: str
+    """Stable if the work is delivered again."""
     message: Any
     error: EncodeError | MessageTooLarge
 
@@ -264,13 +266,13 @@ class Engine:
         encoded is booked as dead-lettered and returned for the shell to keep and to tell.
         """
         bad: list[Unsendable] = []
-        begins = isinstance(work, Root) and not work.parents
-        own = begins and not (isinstance(work, Root) and work.repeated)
+        renewed = self.roots.renewed(work)
+        own = isinstance(work, Root) and renewed and not work.parents
         for outlet in self._outlets.get(channel, ()):
             sender = outlet.sender
             # A root's ids are never made again, so it may be cut as its consumers ask now; what is
             # made of it must be cut the same way each time, as the root was stamped.
-            size = max(work.cut, sender.max_count) if begins else work.cut
+            size = sender.max_count if renewed else work.cut
             try:
                 pieces = list(_encode(outlet, messages, keys, headers, size))
             except (EncodeError, MessageTooLarge):
@@ -278,7 +280,15 @@ class Engine:
                 lost = len(faults) * outlet.router.copies
                 sender.books.sent(lost, own)
                 sender.books.dead_lettered(lost, own)
-                bad += [Unsendable(sender.terms.index, *fault) for fault in faults]
+                bad += [
+                    Unsendable(
+                        sender.terms.index,
+                        f"{message_id(work.id, place)}:{channel}",
+                        messages[place],
+                        error,
+                    )
+                    for place, error in faults
+                ]
                 pieces = list(_encode(outlet, *good, size))
             # The link that the parent came on is part of the way: see `derive`.
             way = outlet.way
@@ -369,12 +379,15 @@ class Engine:
     def _wish(self) -> int:
         """The same as far as this replica's input is concerned, to be told upstream.
 
-        A link that carries nothing made of the input (a timer's totals, a rare branch) says little
-        about it, and the less the more input has passed without using it.
+        Consumers that have acknowledged nothing made of it do not know their pace yet; if that
+        stays so (a timer's totals, a rare branch) they matter the less the more input has passed.
         """
         unused = max(UNKNOWN_CUT, self._taken)
         return min(
-            (sender.cut if sender.derived else unused for sender in self.senders.values()),
+            (
+                min(sender.max_count, sender.cut) if sender.derived else unused
+                for sender in self.senders.values()
+            ),
             default=MAX_COUNT,
         )
 
@@ -426,17 +439,17 @@ _Columns = tuple[list[Any], list[Key] | None, list[Any] | None]
 
 def _sort_out(
     outlet: Outlet, messages: list[Any], keys: list[Key] | None, headers: list[Any] | None
-) -> tuple[_Columns, list[tuple[Any, EncodeError | MessageTooLarge]]]:
-    """Part the messages that can be sent from those that cannot, one by one."""
+) -> tuple[_Columns, list[tuple[int, EncodeError | MessageTooLarge]]]:
+    """Part the messages that can be sent from the places of those that cannot, one by one."""
     places: list[int] = []
-    faults: list[tuple[Any, EncodeError | MessageTooLarge]] = []
+    faults: list[tuple[int, EncodeError | MessageTooLarge]] = []
     for place, message in enumerate(messages):
         key = None if keys is None else [keys[place]]
         header = None if headers is None else [headers[place]]
         try:
             list(_encode(outlet, [message], key, header, 1))
         except (EncodeError, MessageTooLarge) as error:
-            faults.append((message, error))
+            faults.append((place, error))
         else:
             places.append(place)
     good = (

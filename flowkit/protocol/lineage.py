@@ -89,14 +89,13 @@ class Work:
 class Root(Work):
     """A batch whose stream begins in this replica. `position` is a source's, after the batch."""
 
-    __slots__ = ("sequence", "position", "parents", "open", "repeated")
+    __slots__ = ("sequence", "position", "parents", "open")
 
     def __init__(self, id: bytes, sequence: int, span: int, position: Any) -> None:
         self.sequence = sequence
         self.position = position
         self.parents: tuple[Work, ...] = ()
         self.open = True
-        self.repeated = False  # a later incarnation makes it again, under the same id
         super().__init__(id, span, 1, lambda: None)
 
 
@@ -144,9 +143,13 @@ class Roots:
         replica that dies after it and runs it again sends copies, and never forgotten."""
         identity = root_id(self._origin, FINISH, 1)
         root = self._finish = Root(identity, 1, 1, None)
-        root.repeated = True
         root.settled = lambda: self._settle(root)
         return root
+
+    def renewed(self, work: Work) -> bool:
+        """Whether `work` is a root with a new id each time: any but that of `finish()`, which a
+        later incarnation makes again under the same id."""
+        return isinstance(work, Root) and work is not self._finish
 
     def _settle(self, root: Root) -> None:
         root.open = False

@@ -224,7 +224,7 @@ class Project:
         self, replica: Replica, incarnation: int, code: int, error: str | None, now: float
     ) -> None:
         """The process of that incarnation has ended and been waited for."""
-        if replica.incarnation != incarnation or replica.over:
+        if replica.incarnation != incarnation or replica.over or replica.phase is Phase.WAITING:
             return
         if replica.phase is Phase.DONE:
             # What happens after DONE costs nothing any more.

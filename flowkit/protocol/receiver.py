@@ -338,8 +338,8 @@ class Receiver:
         return self._taken + self.pace.ahead - self._stale
 
     def _wishes(self) -> tuple[int, int]:
-        """Messages in a batch for this channel, and in one for anything downstream of it."""
-        return self.pace.max_count, min(self.pace.max_count, self._cut())
+        """Messages in a batch for this channel, and in one for anything beyond it."""
+        return self.pace.max_count, self._cut()
 
     def _grant(self) -> None:
         self._granted = max(self._granted, self._limit())

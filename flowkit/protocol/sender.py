@@ -145,7 +145,7 @@ class Sender:
         self._ended = False
         self._closed = False
         self.derived = False
-        """Whether it has carried batches that were made of input."""
+        """Whether batches that were made of input have been acknowledged."""
         self.messages = 0
         """Messages queued or unacknowledged."""
         self.bytes = 0
@@ -187,7 +187,6 @@ class Sender:
             raise AssertionError(f"{self.terms.name}: a batch after CLOSE")
         for batch in batches:
             self.books.sent(batch.count, batch.own)
-            self.derived = self.derived or not batch.own
             if self.terms.lossy:
                 batch.work = None
                 if self._drop_for(batch):
@@ -399,6 +398,7 @@ class Sender:
     def _forget(self, batch: OutBatch) -> None:
         self.messages -= batch.count
         self.bytes -= batch.size
+        self.derived = self.derived or not batch.own
         if batch.work is not None:
             batch.work.release()
 
@@ -444,6 +444,10 @@ class Sender:
             oldest = queue.popleft()
             self.books.dropped(oldest.count, "no room: oldest", oldest.own)
             self._forget(oldest)
+        if self.messages and self.bytes + batch.size > terms.window_bytes:
+            # What is under way alone fills the window: there is nothing older left to drop.
+            self.books.dropped(batch.count, "no room: newest", batch.own)
+            return True
         return False
 
     def _say(self, session: Session, frame: Frame) -> None:

@@ -47,13 +47,17 @@ class Ports:
     def open(self, boxes: dict[str, Outbox]) -> None:
         """Let the ports write to `boxes`, for a plain function called next."""
         if self.tasks:
-            current_outboxes.set(boxes)
+            current_outboxes.set(dict(boxes))
         else:
             for name, port in self.ports.items():
                 port.use(boxes[name])
 
     def close(self) -> None:
         if self.tasks:
+            # A task that was left behind has this very mapping, and finds it empty.
+            opened = current_outboxes.get()
+            if opened is not None:
+                opened.clear()
             current_outboxes.set(None)
         for name, port in self.ports.items():
             port.use(self.idle[name])
@@ -137,7 +141,7 @@ class Undertaker:
         """Keep and tell what the engine has booked as dead-lettered: it could not be encoded."""
         letters = [
             DeadLetter(
-                message=f"{self._node}.{self._replica}-{id(fault)}",
+                message=fault.id,
                 link=link,
                 node=self._node,
                 replica=self._replica,

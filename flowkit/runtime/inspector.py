@@ -219,7 +219,7 @@ def class_facts(use: str, info: NodeInfo) -> ClassFacts:
             for name, channel in info.inputs.items()
         ],
         outputs=[
-            ChannelFacts(name, type_name(channel.type), channel.codec)
+            ChannelFacts(name, type_name(channel.type), channel.codec, channel.key)
             for name, channel in info.outputs.items()
         ],
         settings=[

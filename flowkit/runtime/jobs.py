@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from flowkit.channels import In, Outbox, current_outboxes
@@ -16,7 +17,7 @@ from flowkit.message import Meta, slot_of
 from flowkit.protocol.lineage import Work
 from flowkit.protocol.receiver import InBatch
 from flowkit.protocol.routing import extractor, itself
-from flowkit.runtime.handling import StopProject, extras_of, messages_of, metas_of
+from flowkit.runtime.handling import extras_of, messages_of, metas_of
 from flowkit.runtime.inlet import Inlet, Shop
 from flowkit.topology.plan import LinkPlan
 
@@ -63,6 +64,16 @@ class _Held:
         self.remaining = remaining
 
 
+def _key(given: Any, message: Any, key_of: Callable[[Any], Any]) -> Any:
+    """The key of a message that came with `given`; None if it has none."""
+    if given is not None:
+        return given
+    try:
+        return key_of(message)
+    except (AttributeError, KeyError, TypeError):
+        return None
+
+
 class JobInlet(Inlet):
     """Coroutine handlers, and handlers of lists. `links` are those that lead to the channel."""
 
@@ -75,12 +86,15 @@ class JobInlet(Inlet):
             for link in links
             if ordered and link.route == "key"
         }
+        self._ordered = bool(self._key_of)
+        self._jobs: deque[_Job] = deque()
         self._waiting: deque[tuple[_Job, _Unit]] = deque()
         self._behind: dict[int, deque[tuple[_Job, _Unit]]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._group: deque[_Item] = deque()
         self._group_since = 0.0
         self._held: dict[InBatch, _Held] = {}
+        self._stopping = False
 
     # -- what the runner calls -----------------------------------------------------------------
 
@@ -108,6 +122,7 @@ class JobInlet(Inlet):
         return self._group_since + self.channel.within
 
     async def stop(self) -> None:
+        self._stopping = True
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -148,7 +163,7 @@ class JobInlet(Inlet):
             ]
         keys, _ = extras_of(batch)
         return [
-            _Item(batch, place, message, meta, (keys and keys[place]) or key_of(message))
+            _Item(batch, place, message, meta, _key(keys[place] if keys else None, message, key_of))
             for place, message, meta in zip(places, messages, metas, strict=True)
         ]
 
@@ -171,6 +186,8 @@ class JobInlet(Inlet):
         self._add(_Job(root, [_Unit(items)], self.shop.clock(), 0))
 
     def _add(self, job: _Job) -> None:
+        if self._ordered:
+            self._jobs.append(job)
         if not job.units:
             self._complete(job)
         self._waiting.extend((job, unit) for unit in job.units)
@@ -197,7 +214,10 @@ class JobInlet(Inlet):
 
     def _slot(self, unit: _Unit) -> int | None:
         key = unit.items[0].key
-        return None if key is None else slot_of(key)
+        try:
+            return None if key is None else slot_of(key)
+        except TypeError:  # no key, so no order was asked for
+            return None
 
     def _spawn(self, job: _Job, unit: _Unit, slot: int | None) -> None:
         task = asyncio.get_running_loop().create_task(self._call_coroutine(job, unit, slot))
@@ -250,7 +270,9 @@ class JobInlet(Inlet):
             current_outboxes.set(boxes)
             try:
                 await self.function(*self._arguments(unit))
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if self._stopping:
+                    raise
                 if attempts > shop.undertaker.policy.retry:
                     self._bury(unit, error, attempts)
                     break
@@ -267,9 +289,7 @@ class JobInlet(Inlet):
             else:
                 del self._behind[slot]
 
-    def _bury(self, unit: _Unit, error: Exception, attempts: int) -> None:
-        if isinstance(error, StopProject):
-            raise error
+    def _bury(self, unit: _Unit, error: BaseException, attempts: int) -> None:
         undertaker, codecs = self.shop.undertaker, self.shop.codecs
         for batch in dict.fromkeys(item.batch for item in unit.items):
             places = [item.place for item in unit.items if item.batch is batch]
@@ -281,6 +301,14 @@ class JobInlet(Inlet):
             self._complete(job)
 
     def _complete(self, job: _Job) -> None:
+        if not self._ordered:
+            self._release(job)
+            return
+        # The order of a key holds over batches too: what a later one sent waits for the earlier.
+        while self._jobs and self._jobs[0].remaining == 0:
+            self._release(self._jobs.popleft())
+
+    def _release(self, job: _Job) -> None:
         shop = self.shop
         boxes = shop.ports.fresh()
         for unit in job.units:

@@ -111,12 +111,14 @@ class Runner:
         self._control: Connection | None = None
         self._driver: SourceDriver | RunDriver | None = None
         self._draining = False
+        self._stopped = False
         self._awake = False
         self._due: asyncio.TimerHandle | None = None
         self._handles: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._position: Any = None
-        self._committing = False
+        self._stored: Any = None
+        self._committing: asyncio.Task[None] | None = None
         self._blocked_since: float | None = None
         self._undurable: list[Work] | None = (
             [] if isinstance(node, Sink) and type(node).commit is not Sink.commit else None
@@ -146,8 +148,9 @@ class Runner:
                 self._start_timers()
             self._handles["tick"] = self._loop.call_later(TICK, self._tick)
             await self._left
-            if self._position is not None:
-                await self._store_position()
+            if self._committing is not None:
+                await self._committing
+            await self._store_position()
         finally:
             await self._end()
 
@@ -159,6 +162,7 @@ class Runner:
     def fail(self, error: BaseException) -> None:
         """Stop: the replica cannot go on."""
         if isinstance(error, StopProject):
+            self._stopped = True
             self._say(control.Stop(self.spec.incarnation, str(error)))
         elif not self._left.done():
             self._left.set_exception(error)
@@ -192,8 +196,7 @@ class Runner:
     # -- set-up --------------------------------------------------------------------------------
 
     def _router(self, link: Any) -> Router:
-        path = link.by or self._info.outputs[link.out].key
-        return Router(link.route, link.consumers, extractor(path) if path else itself)
+        return Router(link.route, link.consumers, extractor(link.by) if link.by else itself)
 
     def _codec(self, link: Any, out: bool) -> Codec[Any]:
         channel: Any
@@ -314,6 +317,8 @@ class Runner:
             self.fail(error)
 
     def _turn(self) -> None:
+        if self._stopped:
+            return
         if self._inlets and self.engine.phase is Phase.OPEN:
             self._handle()
         if self._undurable and not self._syncing:
@@ -449,16 +454,14 @@ class Runner:
         for name in self._info.timers:
             if name in self._handles:
                 self._handles.pop(name).cancel()
+        timers = [task for task in self._tasks if task.get_name() in self._info.timers]
+        await asyncio.gather(*timers)
         boxes = self._ports.fresh()
-        result: Any = None
         self._ports.open(boxes)
         try:
-            result = self.node.finish()
+            # In a task of its own, so that the outboxes of a coroutine stay this task's.
+            await _call(self.node.finish)
         finally:
-            if not inspect.isawaitable(result):
-                self._ports.close()
-        if inspect.isawaitable(result):
-            await result
             self._ports.close()
         self._guard_state("finish()", boxes)
         root = self.engine.begin_finish()
@@ -483,19 +486,22 @@ class Runner:
             if name not in {task.get_name() for task in self._tasks}:
                 self._spawn(self._timer_task(function, boxes), name)
             return
-        self._ports.open(boxes)
         try:
-            function()
+            self._ports.open(boxes)
+            try:
+                function()
+            finally:
+                self._ports.close()
+            self._timer_sent(name, boxes)
         except Exception as error:
             self.fail(error)
-            return
-        finally:
-            self._ports.close()
-        self._timer_sent(name, boxes)
 
     async def _timer_task(self, function: Any, boxes: dict[str, Outbox]) -> None:
         self._ports.open(boxes)
-        await function()
+        try:
+            await function()
+        finally:
+            self._ports.close()
         self._timer_sent(function.__name__, boxes)
 
     def _timer_sent(self, name: str, boxes: dict[str, Outbox]) -> None:
@@ -517,25 +523,31 @@ class Runner:
 
     def _commit(self, position: Any) -> None:
         self._position = position
-        if not self._committing:
-            self._committing = True
-            self._spawn(self._commit_soon())
+        if self._committing is None:
+            self._committing = self._spawn(self._commit_soon())
 
     async def _commit_soon(self) -> None:
         # A commit covers everything before it, so ten a second are as good as thousands.
         await asyncio.sleep(0.1)
-        self._committing = False
         await self._store_position()
+        self._committing = None
+        if self._position != self._stored:
+            self._commit(self._position)
 
     async def _store_position(self) -> None:
         position = self._position
+        if position is None or position == self._stored:
+            return
         self._store.set_position(self.spec.node.name, self.spec.replica, position)
-        await _call(self.node.commit, position)  # type: ignore[attr-defined]
+        assert isinstance(self.node, Source)
+        await _call(self.node.commit, position)
+        self._stored = position
 
-    def _spawn(self, coroutine: Any, name: str | None = None) -> None:
-        task = self._loop.create_task(coroutine, name=name)
+    def _spawn(self, coroutine: Any, name: str | None = None) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = self._loop.create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
+        return task
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

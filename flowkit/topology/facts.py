@@ -16,6 +16,7 @@ class ChannelFacts(Struct, frozen=True):
     name: str
     type: str
     codec: str | None = None
+    key: str | None = None
 
 
 class SettingFacts(Struct, frozen=True):

@@ -130,17 +130,19 @@ def make_plan(topology: Topology, inspection: Inspection) -> Plan:
         project=topology.project,
         path=topology.path,
         nodes=nodes,
-        links=_links(topology),
+        links=_links(topology, inspection),
         modules=list(dict.fromkeys(node.use.partition(":")[0] for node in nodes)),
         env=topology.env,
     )
 
 
-def _links(topology: Topology) -> list[LinkPlan]:
+def _links(topology: Topology, inspection: Inspection) -> list[LinkPlan]:
     links: list[LinkPlan] = []
     for model in topology.links:
         source, out = model.from_.split(".", 1)
         window, window_bytes = window_of(model)
+        outputs = inspection.classes[source].outputs
+        declared = next((output.key for output in outputs if output.name == out), None)
         for to in model.to:
             target, into = to.split(".", 1)
             links.append(
@@ -152,7 +154,7 @@ def _links(topology: Topology) -> list[LinkPlan]:
                     target=target,
                     into=into,
                     route=model.route,
-                    by=model.by,
+                    by=model.by or (declared if model.route == "key" else None),
                     window=window,
                     window_bytes=window_bytes,
                     codec=model.codec,
