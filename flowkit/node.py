@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import types
 import typing
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -323,6 +324,10 @@ def _contradicts(annotated: Any, expected: Any) -> bool:
         return False
     taken = typing.get_origin(annotated) or annotated
     given = typing.get_origin(expected) or expected
+    if taken in (types.UnionType, typing.Union):
+        return all(_contradicts(one, expected) for one in typing.get_args(annotated))
+    if given in (types.UnionType, typing.Union):
+        return False
     if not (isinstance(taken, type) and isinstance(given, type)):
         return False
     if (given, taken) in ((int, float), (int, complex), (float, complex)):
