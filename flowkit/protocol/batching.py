@@ -49,6 +49,7 @@ class Pace:
         """A batch of `count` messages, `size` bytes in all, was handled in `seconds`."""
         if not count:
             return
+        seconds = max(seconds, 1e-9)  # a clock that is too coarse to see it
         each = seconds / count
         self._message = (
             each if self._message is None else self._message + (each - self._message) / 8
@@ -59,9 +60,9 @@ class Pace:
         else:
             # Judged by the cost of a message, not by whether this batch was full: what arrives now
             # was cut long ago, and waiting for larger ones would take as long as the queue is.
-            fast = int(FAST / self._message) if self._message > 0 else MAX_COUNT
+            fast = int(FAST / self._message)
             small = LARGE // 2 * count // max(size, 1)
             wanted = min(4 * self.max_count, MAX_COUNT, fast, small)
             self.max_count = max(self.max_count, wanted)
-        ahead = int(AHEAD_SECONDS / self._batch) + 1 if self._batch > 0 else MAX_AHEAD
+        ahead = int(AHEAD_SECONDS / self._batch) + 1
         self.ahead = max(self._least, min(MAX_AHEAD, ahead))

@@ -54,6 +54,8 @@ class Node:
     group: int = 0
     concurrency: int = 1
     ordered: bool = False
+    refuses: Callable[[str], bool] = lambda message: False
+    """Which messages are given up: dead-lettered."""
     immune: bool = False
     """Never killed: its faults are not what the graph is about, or would make it send twice."""
 
@@ -114,6 +116,7 @@ class Expectation:
     """What nodes must see. `by_origin`: of each source message, for checking what is committed."""
 
     total: dict[str, Counter[str]] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)
     by_origin: dict[tuple[str, int, int], Counter[Output]] = field(default_factory=dict)
 
 
@@ -138,6 +141,9 @@ def expect(graph: Graph) -> Expectation:
             if (link.source, link.out) == (source, out):
                 target = graph.node(link.target)
                 copies = times * (target.replicas if link.route == "broadcast" else 1)
+                if target.refuses(message):
+                    result.refused[target.name] += copies
+                    continue
                 seen[target.name, message] += copies
                 for sent in target.handle(link.into, message):
                     follow(target.name, sent, copies, seen)
@@ -303,7 +309,7 @@ GROUPS = graph(
     [
         Node("s", count=30),
         Node("w", 2, handle=passing("w")),
-        Node("g", handle=passing("g"), group=4, immune=True),
+        Node("g", handle=passing("g"), group=4),
         Node("t"),
     ],
     [("s.out", "w.in"), ("w.out", "g.in"), ("g.out", "t.in")],
@@ -319,6 +325,36 @@ LOSSY = graph(
     [("s.out", "w.in", "balance", "lossy"), ("w.out", "t.in", "balance", "lossy")],
 )
 
+REFUSING = graph(
+    "dead letters",
+    [
+        Node("s", count=30),
+        Node("w", 2, handle=passing("w")),
+        Node("t", refuses=lambda message: key_of(message) == "k3"),
+    ],
+    [("s.out", "w.in"), ("w.out", "t.in")],
+)
+
+LOSSY_FIRST = graph(
+    "at most once, then at least once",
+    [
+        Node("s", count=30),
+        Node("w", 2, handle=passing("w")),
+        Node("t"),
+    ],
+    [("s.out", "w.in", "balance", "lossy"), ("w.out", "t.in")],
+)
+
+LOSSY_LAST = graph(
+    "at least once, then at most once",
+    [
+        Node("s", count=30),
+        Node("w", 2, handle=passing("w")),
+        Node("t"),
+    ],
+    [("s.out", "w.in"), ("w.out", "t.in", "balance", "lossy")],
+)
+
 EXACT = (
     POOL_SINK,
     POOL_KEYED_SINK,
@@ -331,5 +367,6 @@ EXACT = (
     COUNT,
     ORDER,
     GROUPS,
+    REFUSING,
 )
 """Graphs with at-least-once links: nothing may be lost."""

@@ -9,11 +9,11 @@ from collections import Counter
 
 import pytest
 
-from flowkit.protocol import project
 from flowkit.protocol.ledger import Books, total
 from tests.protocol import graphs
 from tests.protocol.graphs import Graph, Node, graph, passing
-from tests.protocol.sim import Faults, Process, World, run
+from tests.protocol.sim import Faults, run
+from tests.protocol.worlds import KillsAfterDone, KillsBeforeDone, Remembering
 
 SEEDS = 5
 MANY_SEEDS = 300
@@ -80,18 +80,23 @@ def test_runs_are_repeated_by_their_seed() -> None:
 # ---------------------------------------------------------------------------- at most once
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
 @pytest.mark.parametrize("name", ["none", "delays", "kills", "breaks", "pauses", "all"])
-def test_at_most_once_ends_and_counts_its_losses(name: str, seed: int) -> None:
-    world = run(graphs.LOSSY, seed, FAULTS[name])
-    seen = world.observed["t"]
-    assert not seen or max(seen.values()) == 1, "delivered twice"
-    if name == "none":
-        assert seen == world.expectation.total["t"]
-    first = total(Books(row).read() for (link, _, _), row in world.rows.items() if link == 0)
-    assert first.sent == 30
-    assert first.redelivered == 0
-    assert first.done + sum(first.dropped.values()) == 30
+@pytest.mark.parametrize(
+    "graph", [graphs.LOSSY, graphs.LOSSY_FIRST, graphs.LOSSY_LAST], ids=lambda graph: graph.name
+)
+def test_at_most_once_ends_and_counts_its_losses(graph: Graph, name: str) -> None:
+    for seed in range(SEEDS):
+        world = run(graph, seed, FAULTS[name])
+        if name == "none":
+            assert world.observed["t"] == world.expectation.total["t"]
+        for terms in graph.links:
+            entry = total(
+                Books(row).read() for (link, _, _), row in world.rows.items() if link == terms.index
+            )
+            assert not terms.lossy or entry.redelivered == 0
+        if graph is graphs.LOSSY:
+            seen = world.observed["t"]
+            assert not seen or max(seen.values()) == 1, "delivered twice"
 
 
 # ---------------------------------------------------------------------------- corners
@@ -112,43 +117,17 @@ def test_almost_no_input(count: int, seed: int) -> None:
     run(few, seed, Faults(kills=2, breaks=2))
 
 
-class Bystander(World):
-    """A run in which one replica is killed at a chosen moment, again and again."""
-
-    moment = project.Phase.DONE
-    times = 3
-
-    def supervise(self) -> None:
-        super().supervise()
-        for process in list(self.processes.values()):
-            chosen = process.replica.phase is self.moment and process.node.name == "w"
-            if chosen and process.alive and self.times:
-                self.times -= 1
-                self.kill(process)
-
-
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_death_after_done_is_no_crash(seed: int) -> None:
-    world = run(graphs.FINISH, seed, Faults(), Bystander)
+    world = run(graphs.FINISH, seed, Faults(), KillsAfterDone)
     assert world.stats["kills"]
     assert not world.buried
     assert all(replica.incarnation == 1 for replica in world.project.replicas.values())
 
 
-class Finishing(World):
-    """Every replica of the pool is killed when it has reported DONE, before that is heard."""
-
-    def heard(self, process: Process, message: project.control.FromReplica) -> None:
-        known = isinstance(message, project.control.Done) and process.node.name == "w"
-        if known and process.incarnation < 3:
-            self.kill(process)
-            return
-        super().heard(process, message)
-
-
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_without_done_finish_runs_again_under_the_same_ids(seed: int) -> None:
-    world = run(graphs.FINISH, seed, Faults(), Finishing)
+    world = run(graphs.FINISH, seed, Faults(), KillsBeforeDone)
     assert all(
         replica.incarnation == 3
         for replica in world.project.replicas.values()
@@ -158,23 +137,6 @@ def test_without_done_finish_runs_again_under_the_same_ids(seed: int) -> None:
 
 
 # ---------------------------------------------------------------------------- memory
-
-
-class Remembering(World):
-    """Looks at how many ids consumers remember."""
-
-    most = 0
-    ids = 0
-
-    def observe(self, process: Process, channel: str, message: str) -> None:
-        super().observe(process, channel, message)
-        for inbox in process.engine.inboxes.values():
-            for receiver in inbox.receivers:
-                self.most = max(self.most, len(receiver._seen))
-
-    def judge(self) -> None:
-        self.ids = max(len(ids) for ids in self.arrived.values())
-        super().judge()
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from flowkit import wire
-from flowkit.protocol import engine as core
 from flowkit.protocol import batching, project, receiver, sender
+from flowkit.protocol import engine as core
 from flowkit.protocol.engine import Engine, Inbox
 from flowkit.protocol.events import ReportDone
 from flowkit.protocol.lineage import DONE, Root, Roots, Seen, Work, derive, root_id
@@ -27,6 +27,7 @@ from flowkit.protocol.sender import OutBatch, Sender, Session
 from tests.protocol import graphs
 from tests.protocol.graphs import Graph
 from tests.protocol.sim import CODEC, Failure, Faults, Process, World, replaced, run
+from tests.protocol.worlds import KillsBeforeDone, RetiringWorld, SlowWorld
 
 SEEDS = 60
 """Within how many seeds a mutant must be caught."""
@@ -96,9 +97,7 @@ class CutAnew(Sender):
         for number, part in enumerate((messages[:half], messages[half:])):
             id = derive(batch.id, b"half", number, 0)
             payload = CODEC.encode(part)
-            result.append(
-                OutBatch(batch.work, id, len(part), payload, b"", batch.group, batch.own)
-            )
+            result.append(OutBatch(batch.work, id, len(part), payload, b"", batch.group, batch.own))
             self.bytes += result[-1].size
         return result
 
@@ -327,45 +326,6 @@ class ClosedLinksForgotten(Project):
         self.actions = deque(kept)
 
 
-# ---------------------------------------------------------------------------- special worlds
-
-
-class RetiringWorld(World):
-    """One replica of the pool is killed soon after it was told of a producer, for good."""
-
-    victim = ("w", 2)
-
-    def tell(self, process: Process, message: project.control.FromSupervisor) -> None:
-        super().tell(process, message)
-        replica = process.replica
-        if (replica.node, replica.number) == self.victim:
-            if isinstance(message, project.control.ProducerAt):
-                self.after(self.random.random(), lambda: self.retire(process))
-
-    def retire(self, process: Process) -> None:
-        if not process.alive:
-            return
-        if not self.project.started:
-            self.after(0.1, lambda: self.retire(process))
-            return
-        self.kill(process)
-        replica = process.replica
-        replica.phase = project.Phase.ENDED
-        self.buried.add((replica.node, replica.number, process.incarnation))
-        self.project._announce(replica, process.incarnation, done=True)
-        self.supervise()
-
-
-class SlowProcess(Process):
-    handling = (0.3, 0.5)
-
-
-class SlowWorld(World):
-    """Queues are full, since handlers take longer than the network."""
-
-    process_class = SlowProcess
-
-
 # ---------------------------------------------------------------------------- the table
 
 
@@ -559,9 +519,10 @@ MUTANTS = [
     Mutant(
         "CLOSE before DONE",
         graphs.FINISH,
-        Faults(kills=12, sinks=False),
+        Faults(),
         "hung",
         [(core, "Engine", CloseBeforeDone)],
+        KillsBeforeDone,
     ),
     Mutant(
         "forget which links are closed",
