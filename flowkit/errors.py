@@ -10,6 +10,7 @@
     |-- MessageError             the node author: a message does not fit its channel
     |   |-- EncodeError
     |   |-- DecodeError
+    |   |-- Poisoned
     |   `-- MessageTooLarge
     |-- OperatorError            whoever runs the project (carries `hint`)
     |   |-- RunDirectoryError
@@ -120,6 +121,10 @@ class EncodeError(MessageError):
 
 class DecodeError(MessageError):
     """Bytes that were received cannot be decoded as the channel's type."""
+
+
+class Poisoned(MessageError):
+    """A message that killed the process that handled it, again and again; given up unhandled."""
 
 
 class MessageTooLarge(MessageError):

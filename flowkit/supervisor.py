@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Sequence
+import signal
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -30,12 +30,13 @@ from flowkit.protocol import project as core
 from flowkit.protocol.ledger import Entry
 from flowkit.protocol.project import Member, Project, Replica, Status
 from flowkit.protocol.restart import RestartPolicy
+from flowkit.protocol.watch import Watch, interval
 from flowkit.report import LinkReport, ReplicaReport, Report
 from flowkit.rundir import RunDirectory, make_private
 from flowkit.runtime import shared, spec
+from flowkit.runtime.books import ReplicaBooks
 from flowkit.runtime.output import Output
 from flowkit.runtime.planning import load_plan
-from flowkit.runtime.shared import SharedRows
 from flowkit.store import Store
 from flowkit.topology.plan import Plan
 from flowkit.transport.base import Binding, Transport
@@ -44,6 +45,9 @@ from flowkit.transport.zmq import NAME_EXTRA, ZmqTransport
 
 DRAIN_TIMEOUT = 60.0
 """Seconds that a drain may take unless the caller says otherwise; then what is left is given up."""
+
+STACK_GRACE = 0.5
+"""Seconds that a stuck replica gets to print its stack before it is killed."""
 
 TERM_GRACE = 2.0
 """Seconds between SIGTERM, which lets `teardown` run, and SIGKILL."""
@@ -64,6 +68,9 @@ class Watcher(Protocol):
     def died(self, event: core.Died, budget: int | None) -> None:
         """A replica died; `budget` is how many restarts its policy allows in a window."""
 
+    def poisoned(self, event: core.Poisoned) -> None:
+        """A message killed its replica again and is given up."""
+
     def draining(self, in_flight: int) -> None:
         """The sources were told to stop."""
 
@@ -77,68 +84,9 @@ class Silent:
 
     def died(self, event: core.Died, budget: int | None) -> None: ...
 
+    def poisoned(self, event: core.Poisoned) -> None: ...
+
     def draining(self, in_flight: int) -> None: ...
-
-
-class _Books:
-    """The counters of one replica: of the incarnation that runs, and the sums of those before."""
-
-    def __init__(self, links: Sequence[int], lossy: Sequence[int], replayed: bool) -> None:
-        self.links = links
-        self.lossy = lossy
-        self.replayed = replayed
-        self.rows: SharedRows | None = None
-        self.path: Path | None = None
-        self.past = {link: Entry() for link in links}
-        self.gauges = [0] * 6
-        self.read = 0
-        self.since = 0.0
-        self.alive = 0.0
-
-    def open(self, path: Path, now: float) -> None:
-        self.close(now, dead=True)
-        self.path = path
-        self.rows = SharedRows(path, 1 + len(self.links), create=True)
-        self.since = now
-
-    def close(self, now: float, dead: bool) -> None:
-        """Add what the incarnation counted to the sums; a `dead` one settles nothing more."""
-        if self.rows is None:
-            return
-        self.gauges = self.now()
-        self.alive = self.seconds(now)
-        for link, entry in self.entries(live_only=True).items():
-            if dead:
-                entry.bury(self.replayed, link in self.lossy)
-            self.past[link].add(entry)
-        self.rows.close()
-        self.rows = None
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-    def entries(self, live_only: bool = False) -> dict[int, Entry]:
-        """The books of each output link, in this moment."""
-        result = {link: Entry() for link in self.links}
-        for number, link in enumerate(self.links):
-            if not live_only:
-                result[link].add(self.past[link])
-            if self.rows is not None:
-                result[link].add(self.rows.books[number].read())
-        return result
-
-    def now(self) -> list[int]:
-        """The gauges; times and counts summed over incarnations, the length as it is."""
-        if self.rows is None:
-            return list(self.gauges)
-        live = [int(self.rows.gauges[place]) for place in range(6)]
-        length = max(live[shared.LENGTH], self.gauges[shared.LENGTH])
-        total = [before + value for before, value in zip(self.gauges, live, strict=True)]
-        total[shared.LENGTH] = length
-        return total
-
-    def seconds(self, now: float) -> float:
-        """How long its processes have lived, in all."""
-        return self.alive + (now - self.since if self.rows is not None else 0.0)
 
 
 class Supervisor:
@@ -194,7 +142,7 @@ class Supervisor:
         )
         lossy = [link.index for link in self.plan.links if link.delivery == "at-most-once"]
         self._books = {
-            key: _Books(
+            key: ReplicaBooks(
                 [link.index for link in self.plan.links if link.source == replica.node],
                 lossy,
                 self.plan.node(replica.node).positions,
@@ -207,7 +155,13 @@ class Supervisor:
         self._outputs: dict[tuple[str, int], Output] = {}
         self._pids: dict[tuple[str, int], int] = {}
         self._handles: set[asyncio.TimerHandle] = set()
+        self._stuck: dict[str, str] = {}
+        """Replicas that the watchdog has killed, and what to say of them."""
+        watchdogs = [node.watchdog for node in self.plan.nodes]
+        self._look_every = interval(watchdogs)
+        self._watch = Watch(self._look_every)
         self._wake: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
         self._launcher: Launcher | None = None
         self._relaunch: asyncio.Task[None] | None = None
         self._launches: list[Replica] = []
@@ -246,6 +200,8 @@ class Supervisor:
         self._began = self._clock()
         self._project.start(self._began)
         self._act()
+        if not self._in_process:
+            self._look()
 
     async def wait(self) -> Report:
         """Wait until the project has ended; return its report."""
@@ -275,8 +231,9 @@ class Supervisor:
         self._closed = True
         for handle in self._handles:
             handle.cancel()
-        if self._wake is not None:
-            self._wake.cancel()
+        for timer in (self._wake, self._looking):
+            if timer is not None:
+                timer.cancel()
         if self._relaunch is not None:
             self._relaunch.cancel()
             await asyncio.gather(self._relaunch, return_exceptions=True)
@@ -463,8 +420,37 @@ class Supervisor:
         if output is not None:
             output.drain()
         replica = self._project.replicas[key]
+        stuck = self._stuck.pop(name, None)
+        error = error or stuck
+        held = self._books[key].in_hand()
+        if held is not None and stuck is None and replica.incarnation == incarnation:
+            self._project.had_in_hand(replica, *held)
         self._project.exited(replica, incarnation, code, error, self._clock())
         self._act()
+
+    def _look(self) -> None:
+        """Kill the replicas whose loops stand still, after they have shown where."""
+        self._looking = self._loop.call_later(self._look_every, self._look)
+        turned = {}
+        for key, replica in self._project.replicas.items():
+            at = self._books[key].turned
+            name = f"{replica.name}#{replica.incarnation}"
+            if replica.phase is core.Phase.READY and at and name not in self._stuck:
+                turned[key] = (at, self.plan.node(replica.node).watchdog)
+        for key in self._watch.look(self._clock(), turned):
+            replica = self._project.replicas[key]
+            name = f"{replica.name}#{replica.incarnation}"
+            handler = self._books[key].handler
+            inputs = self._inputs_of(replica.node)
+            where = f" in on_{inputs[handler - 1]}" if 0 < handler <= len(inputs) else ""
+            seconds = turned[key][1]
+            self._stuck[name] = f"did not turn its loop for {seconds:g} s{where} and was killed"
+            assert self._launcher is not None
+            self._launcher.kill(name, signal.SIGUSR1)
+            self._later(STACK_GRACE, self._launcher.kill, name, signal.SIGKILL)
+
+    def _inputs_of(self, node: str) -> list[str]:
+        return list(dict.fromkeys(link.into for link in self.plan.links if link.target == node))
 
     def _too_late(self, timeout: float) -> None:
         if self._project.status is Status.RUNNING:
@@ -486,6 +472,8 @@ class Supervisor:
             elif isinstance(action, core.Bury):
                 key = (action.replica.node, action.replica.number)
                 self._books[key].close(self._clock(), dead=True)
+            elif isinstance(action, core.Poisoned):
+                self._watcher.poisoned(action)
             elif isinstance(action, core.Started):
                 self._watcher.ready(self._clock() - self._began)
             elif isinstance(action, core.Died):
@@ -569,7 +557,7 @@ class Supervisor:
         name = f"{replica.name}#{replica.incarnation}"
         assert self._launcher is not None
         if gently:
-            self._launcher.kill(name, 15)
+            self._launcher.kill(name, signal.SIGTERM)
             self._later(TERM_GRACE, self._launcher.kill, name)
         else:
             self._launcher.kill(name)

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from flowkit.protocol.project import Died, Status
+from flowkit.message import message_id
+from flowkit.protocol.project import Died, Poisoned, Status
 from flowkit.report import Report
 from flowkit.topology.plan import Plan
 from flowkit.units import human_count, human_seconds
@@ -83,6 +84,14 @@ class Screen:
             return
         again = f"restart {replica.restarts}" + (f"/{budget}" if budget is not None else "")
         self._line(SUPERVISOR, f"{how}; {again} in {human_seconds(event.delay)}")
+
+    def poisoned(self, event: Poisoned) -> None:
+        assert self._plan is not None
+        link = self._plan.links[event.message.link].name
+        name = message_id(event.message.id, event.message.index)
+        self._line(
+            SUPERVISOR, f"message {name} on {link} kills {event.replica.node}: it is given up"
+        )
 
     def draining(self, in_flight: int) -> None:
         plural = "" if in_flight == 1 else "s"

@@ -67,8 +67,16 @@ class Released(msgspec.Struct, tag=True):
     """Supervisor: your `Done` is noted; close your links and leave."""
 
 
+class Poison(msgspec.Struct, tag=True):
+    """Supervisor: the message at `index` of batch `id` kills whoever handles it: give it up."""
+
+    link: int
+    id: bytes
+    index: int
+
+
 FromReplica = Ready | Done | Stop
-FromSupervisor = Start | ProducerAt | Gone | Drain | Released
+FromSupervisor = Start | ProducerAt | Gone | Drain | Released | Poison
 
 _encode = msgspec.msgpack.Encoder().encode
 _of_replica: msgspec.msgpack.Decoder[FromReplica] = msgspec.msgpack.Decoder(FromReplica)

@@ -27,6 +27,10 @@ CONFIGURATION = 2
 """The exit code of a replica that cannot start as it is configured: starting again is no use."""
 
 
+DEATHS_IN_HAND = 2
+"""How many careful deaths a message must have been in hand at to be held responsible."""
+
+
 class Phase(Enum):
     """Where one replica stands."""
 
@@ -116,6 +120,13 @@ class Bury(NamedTuple):
     incarnation: int
 
 
+class Poisoned(NamedTuple):
+    """Tell the operator: a message has killed its replica again and is given up."""
+
+    replica: Replica
+    message: control.Poison
+
+
 class Started(NamedTuple):
     """All replicas are ready for the first time."""
 
@@ -134,7 +145,7 @@ class Over(NamedTuple):
     """Every replica has ended; the project's status says how."""
 
 
-Action = Launch | Tell | Kill | Bury | Started | Died | Over
+Action = Launch | Tell | Kill | Bury | Poisoned | Started | Died | Over
 
 
 class Project:
@@ -147,6 +158,8 @@ class Project:
         """Why the project failed or was stopped, for people."""
         self.draining = False
         self.started = False
+        self._poisons: dict[str, list[control.Poison]] = {member.name: [] for member in members}
+        self._suspects: dict[tuple[int, bytes, int], int] = {}
         self._links = links
         self.replicas = {
             (member.name, number): Replica(
@@ -258,6 +271,22 @@ class Project:
         replica.launch_at = now + verdict.after
         self.actions.append(Died(replica, code, error, verdict.after, ""))
 
+    def had_in_hand(self, replica: Replica, link: int, id: bytes, index: int) -> None:
+        """A replica died by itself while it handled that message carefully.
+
+        Call it before `exited`. The second time it is the message that kills, and not chance.
+        """
+        suspect = (link, id, index)
+        self._suspects[suspect] = self._suspects.get(suspect, 0) + 1
+        if self._suspects[suspect] != DEATHS_IN_HAND:
+            return
+        poison = control.Poison(link, id, index)
+        self._poisons[replica.node].append(poison)
+        self.actions.append(Poisoned(replica, poison))
+        for other in self._replicas_of(replica.node):
+            if other.phase is Phase.READY and other is not replica:
+                self._tell(other, poison)
+
     def drain(self) -> None:
         """Stop the sources; everything else ends when its inputs have ended."""
         if self.draining or self.status is not Status.RUNNING:
@@ -306,6 +335,8 @@ class Project:
 
     def _introduce(self, replica: Replica) -> None:
         """Tell `replica` where its producers are, and its consumers where it is."""
+        for poison in self._poisons[replica.node]:
+            self._tell(replica, poison)
         for link in self._links:
             if link.target == replica.node:
                 for producer in self._replicas_of(link.source):

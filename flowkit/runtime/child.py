@@ -7,6 +7,7 @@ configured; 143 ended by SIGTERM, after `teardown`.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import signal
 import sys
@@ -30,6 +31,8 @@ def main(data: bytes) -> int:
     """Run the replica that the encoded `ReplicaSpec` describes, until its end."""
     spec = specs.decode(data)
     set_up()
+    # Works also while a handler holds the loop, or the interpreter: the watchdog asks for it.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     try:
         node = build(spec)
     except Exception as error:

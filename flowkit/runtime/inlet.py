@@ -2,25 +2,40 @@
 
 `PlainInlet` is the hot path: a plain handler, one message at a time. `JobInlet`, for coroutines and
 for lists of messages, is in `flowkit.runtime.jobs`.
+
+A batch that was in flight when somebody died is handled *carefully*: before each message its index
+is noted where the supervisor can read it after a death, so that a message that kills is found.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, MutableSequence
+from dataclasses import dataclass, field
 from operator import length_hint
 from typing import Any
 
 from flowkit.channels import In, Outbox
 from flowkit.clock import Clock
 from flowkit.codecs import Codec
+from flowkit.errors import Poisoned
 from flowkit.message import Meta
 from flowkit.node import Node
 from flowkit.protocol.engine import Engine
 from flowkit.protocol.lineage import Work
+from flowkit.protocol.project import DEATHS_IN_HAND
 from flowkit.protocol.receiver import InBatch
 from flowkit.runtime.handling import Ports, Undertaker, messages_of, metas_of
+from flowkit.runtime.shared import CARE, HANDLER, done_care, note_care
+
+BACKOFF = 0.1
+BACKOFF_MAX = 10.0
+"""Seconds before the first retry of a handler, doubled for each further one up to the maximum."""
+
+
+def backoff(attempts: int) -> float:
+    """Seconds to wait after `attempts` failed tries."""
+    return float(min(BACKOFF * 2 ** min(attempts - 1, 20), BACKOFF_MAX))
 
 
 @dataclass(slots=True)
@@ -40,17 +55,30 @@ class Shop:
     """There may be something to do: take a turn."""
     fail: Callable[[BaseException], None]
     """The replica cannot go on."""
+    gauges: MutableSequence[int] | memoryview[int]
+    poisons: set[tuple[int, bytes, int]] = field(default_factory=set)
+    """Link, batch and index of messages to give up unhandled."""
     busy: float = 0.0
     """Seconds spent in handlers."""
     handled: int = 0
 
+    def isolate(self, batch: InBatch, places: Iterable[int]) -> set[int]:
+        """Give up the poisoned messages among those at `places`; returns their places."""
+        link = batch.terms.index
+        bad = {place for place in places if (link, batch.id, place) in self.poisons}
+        if bad:
+            error = Poisoned(f"killed its process {DEATHS_IN_HAND + 1} times")
+            self.undertaker.bury(batch, sorted(bad), self.codecs[link], error, DEATHS_IN_HAND + 1)
+        return bad
+
 
 class Inlet(ABC):
-    """One input channel."""
+    """One input channel, the `number`th of its node, from 1."""
 
-    def __init__(self, shop: Shop, channel: In[Any]) -> None:
+    def __init__(self, shop: Shop, channel: In[Any], number: int) -> None:
         self.shop = shop
         self.channel = channel
+        self.number = number
         self.how = shop.node.__flowkit__.handlers[channel.name]
         self.function: Callable[..., Any] = getattr(shop.node, self.how.method)
         self.pace = shop.engine.inboxes[channel.name].pace
@@ -60,58 +88,167 @@ class Inlet(ABC):
         """Do a piece of work, a batch at most. False if there was nothing to do."""
 
     @property
+    @abstractmethod
+    def idle(self) -> bool:
+        """Whether nothing is begun and not finished."""
+
+    @property
+    @abstractmethod
     def due_at(self) -> float | None:
         """When `step` must be called although nothing came in; None if never."""
-        return None
 
     async def stop(self) -> None:
         """Cancel what runs."""
         return None
 
+    def stacks(self) -> list[str]:
+        """Where the handlers that wait are, for people."""
+        return []
+
+
+class _Batch:
+    """A batch in hand: how far it is, and, after a failure, when to go on."""
+
+    __slots__ = (
+        "batch",
+        "work",
+        "messages",
+        "places",
+        "metas",
+        "start",
+        "attempts",
+        "due",
+        "spent",
+    )
+
+    def __init__(
+        self,
+        batch: InBatch,
+        work: Work,
+        messages: list[Any],
+        places: list[int] | None,
+        metas: list[Meta] | None,
+    ) -> None:
+        self.batch = batch
+        self.work = work
+        self.messages = messages
+        self.places = places
+        self.metas = metas
+        self.start = 0
+        self.attempts = 0
+        """Failed tries of the message at `start`."""
+        self.due = 0.0
+        self.spent = 0.0
+
+    def place(self, index: int) -> int:
+        """Where message `index` stands in the batch as it was received."""
+        return index if self.places is None else self.places[index]
+
 
 class PlainInlet(Inlet):
     """Plain handlers, one message after the other."""
 
-    def __init__(self, shop: Shop, channel: In[Any]) -> None:
-        super().__init__(shop, channel)
+    def __init__(self, shop: Shop, channel: In[Any], number: int) -> None:
+        super().__init__(shop, channel, number)
         self._boxes = shop.ports.fresh()
+        self._current: _Batch | None = None
+
+    @property
+    def idle(self) -> bool:
+        return self._current is None
+
+    @property
+    def due_at(self) -> float | None:
+        return None if self._current is None else self._current.due
 
     def step(self) -> bool:
         shop = self.shop
-        taken = shop.engine.take(self.channel.name)
-        if taken is None:
-            return False
-        batch, work = taken
         began = shop.clock()
-        codec = shop.codecs[batch.terms.index]
-        messages, places = messages_of(batch, codec, shop.undertaker)
+        current = self._current
+        if current is None:
+            current = self._take()
+            if current is None:
+                return False
+            self._current = current
+        elif began < current.due:
+            return False
+        shop.gauges[HANDLER] = self.number
         shop.ports.open(self._boxes)
         try:
-            if self.how.wants_meta:
-                metas = list(metas_of(batch, places if places is not None else range(batch.count)))
-                self._call_with_meta(messages, metas, batch, places)
-            else:
-                start = 0
-                while start < len(messages):
-                    start = self._call(messages, start, batch, places)
+            self._go_on(current)
         finally:
             shop.ports.close()
-        shop.release(work, self._boxes)
+            shop.gauges[HANDLER] = 0
         seconds = shop.clock() - began
         shop.busy += seconds
-        shop.handled += batch.count
-        self.pace.record(batch.count, batch.size, seconds)
+        current.spent += seconds
+        if current.start >= len(current.messages):
+            self._current = None
+            batch = current.batch
+            shop.release(current.work, self._boxes)
+            shop.handled += batch.count
+            self.pace.record(batch.count, batch.size, current.spent)
         return True
 
-    def _call(
-        self, messages: list[Any], start: int, batch: InBatch, places: list[int] | None
-    ) -> int:
-        """Call the handler from `start` on; returns where to go on, behind one that failed."""
+    def _take(self) -> _Batch | None:
+        shop = self.shop
+        taken = shop.engine.take(self.channel.name)
+        if taken is None:
+            return None
+        batch, work = taken
+        codec = shop.codecs[batch.terms.index]
+        messages, places = messages_of(batch, codec, shop.undertaker)
+        if shop.poisons:
+            known = range(len(messages)) if places is None else places
+            bad = shop.isolate(batch, known)
+            if bad:
+                kept = [number for number, place in enumerate(known) if place not in bad]
+                places = [known[number] for number in kept]
+                messages = [messages[number] for number in kept]
+        metas = None
+        if self.how.wants_meta:
+            metas = list(metas_of(batch, range(batch.count) if places is None else places))
+        return _Batch(batch, work, messages, places, metas)
+
+    def _go_on(self, current: _Batch) -> None:
+        """Call the handler until the batch is through, or a message must wait for another try."""
+        careful = current.batch.attempts > 0 and not current.batch.terms.lossy
+        if careful:
+            note_care(self.shop.gauges, current.batch.terms.index, current.batch.id)
+        while current.start < len(current.messages):
+            marks = [len(box.messages) for box in self._boxes.values()]
+            try:
+                if careful or self.how.wants_meta or current.attempts:
+                    self._one(current, careful)
+                else:
+                    self._many(current, marks)
+            except Exception as error:
+                for box, mark in zip(self._boxes.values(), marks, strict=True):
+                    box.cut(mark)
+                if self._failed(current, error):
+                    break
+        if careful:
+            done_care(self.shop.gauges)
+
+    def _one(self, current: _Batch, careful: bool) -> None:
+        index = current.start
+        if careful:
+            self.shop.gauges[CARE[3]] = current.place(index)
+        if current.metas is not None:
+            self.function(current.messages[index], current.metas[index])
+        else:
+            self.function(current.messages[index])
+        current.start += 1
+        current.attempts = 0
+
+    def _many(self, current: _Batch, marks: list[int]) -> None:
+        """Call the handler for all that is left: the hot path. If it raises, `current.start` is
+        the message that failed and `marks` is where the outputs stood before it."""
         function = self.function
         boxes = list(self._boxes.values())
-        rest = iter(messages if start == 0 else messages[start:])
-        marks: list[int] = []
-        mark = 0
+        messages = current.messages
+        rest = iter(messages if current.start == 0 else messages[current.start :])
+        mark = marks[0] if marks else 0
         try:
             # A mark before each message, so that what a failing handler sent can be cut off. The
             # usual case of one output costs 25 ns a message, that of several five times as much.
@@ -123,56 +260,30 @@ class PlainInlet(Inlet):
                 for message in rest:
                     mark = len(sent)
                     function(message)
+                marks[0] = mark
             else:
                 sents = [box.messages for box in boxes]
                 for message in rest:
-                    marks = [len(sent) for sent in sents]
+                    marks[:] = [len(sent) for sent in sents]
                     function(message)
-        except Exception as error:
+        except Exception:
+            if len(boxes) == 1:
+                marks[0] = mark
             # The iterator knows how far it was, so that nothing is counted while all goes well.
-            index = len(messages) - length_hint(rest) - 1
-            self._retry((messages[index],), error, marks or [mark], batch, index, places)
-            return index + 1
-        return len(messages)
+            current.start = len(messages) - length_hint(rest) - 1
+            raise
+        current.start = len(messages)
 
-    def _call_with_meta(
-        self,
-        messages: list[Any],
-        metas: list[Meta],
-        batch: InBatch,
-        places: list[int] | None,
-    ) -> None:
-        boxes = list(self._boxes.values())
-        for index, message in enumerate(messages):
-            marks = [len(box.messages) for box in boxes]
-            try:
-                self.function(message, metas[index])
-            except Exception as error:
-                self._retry((message, metas[index]), error, marks, batch, index, places)
-
-    def _retry(
-        self,
-        arguments: tuple[Any, ...],
-        error: Exception,
-        marks: list[int],
-        batch: InBatch,
-        index: int,
-        places: list[int] | None,
-    ) -> None:
-        """The handler raised: cut off what it sent, try again as often as the policy says."""
+    def _failed(self, current: _Batch, error: Exception) -> bool:
+        """The message at `current.start` failed. True if it must wait for another try."""
         undertaker = self.shop.undertaker
-        attempts = 1
-        while True:
-            for box, mark in zip(self._boxes.values(), marks, strict=False):
-                box.cut(mark)
-            if attempts > undertaker.policy.retry:
-                place = index if places is None else places[index]
-                codec = self.shop.codecs[batch.terms.index]
-                undertaker.bury(batch, [place], codec, error, attempts)
-                return
-            attempts += 1
-            try:
-                self.function(*arguments)
-                return
-            except Exception as again:
-                error = again
+        current.attempts += 1
+        if current.attempts <= undertaker.policy.retry:
+            current.due = self.shop.clock() + backoff(current.attempts)
+            return True
+        codec = self.shop.codecs[current.batch.terms.index]
+        place = current.place(current.start)
+        undertaker.bury(current.batch, [place], codec, error, current.attempts)
+        current.start += 1
+        current.attempts = 0
+        return False

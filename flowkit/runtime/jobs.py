@@ -8,6 +8,7 @@ the order of the messages and not of completion.
 from __future__ import annotations
 
 import asyncio
+import io
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ from flowkit.protocol.lineage import Work
 from flowkit.protocol.receiver import InBatch
 from flowkit.protocol.routing import extractor, itself
 from flowkit.runtime.handling import extras_of, messages_of, metas_of
-from flowkit.runtime.inlet import Inlet, Shop
+from flowkit.runtime.inlet import Inlet, Shop, backoff
+from flowkit.runtime.shared import CARE, HANDLER, done_care, note_care
 from flowkit.topology.plan import LinkPlan
 
 
@@ -33,11 +35,18 @@ class _Item(NamedTuple):
 class _Unit:
     """One call of the handler."""
 
-    __slots__ = ("items", "boxes")
+    __slots__ = ("items", "boxes", "attempts", "due")
 
     def __init__(self, items: list[_Item]) -> None:
         self.items = items
         self.boxes: dict[str, Outbox] | None = None
+        self.attempts = 0
+        self.due = 0.0
+
+    @property
+    def careful(self) -> bool:
+        """Whether one of its messages was in flight when somebody died."""
+        return any(item.batch.attempts > 0 and not item.batch.terms.lossy for item in self.items)
 
 
 class _Job:
@@ -77,8 +86,8 @@ def _key(given: Any, message: Any, key_of: Callable[[Any], Any]) -> Any:
 class JobInlet(Inlet):
     """Coroutine handlers, and handlers of lists. `links` are those that lead to the channel."""
 
-    def __init__(self, shop: Shop, channel: In[Any], links: list[LinkPlan]) -> None:
-        super().__init__(shop, channel)
+    def __init__(self, shop: Shop, channel: In[Any], number: int, links: list[LinkPlan]) -> None:
+        super().__init__(shop, channel, number)
         # With several handlers at once, messages of one key must still come one after the other.
         ordered = channel.concurrency > 1 and channel.batch is None
         self._key_of = {
@@ -95,6 +104,8 @@ class JobInlet(Inlet):
         self._group_since = 0.0
         self._held: dict[InBatch, _Held] = {}
         self._stopping = False
+        self._alone = False
+        """Whether a careful handler runs: no other may run beside it."""
 
     # -- what the runner calls -----------------------------------------------------------------
 
@@ -114,7 +125,13 @@ class JobInlet(Inlet):
         return True
 
     @property
+    def idle(self) -> bool:
+        return not (self._waiting or self._running or self._group or self._jobs)
+
+    @property
     def due_at(self) -> float | None:
+        if self._waiting and not self._running:
+            return self._waiting[0][1].due
         if not self._group or self.channel.within is None:
             return None
         if self._waiting or len(self._running) >= self.channel.concurrency:
@@ -127,13 +144,23 @@ class JobInlet(Inlet):
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
+    def stacks(self) -> list[str]:
+        texts = []
+        for task in self._running:
+            text = io.StringIO()
+            task.print_stack(file=text)
+            texts.append(text.getvalue().rstrip())
+        return texts
+
     # -- from batches to jobs ------------------------------------------------------------------
 
     def _accept(self, batch: InBatch, work: Work) -> None:
         began = self.shop.clock()
         items = self._items(batch)
         if self.channel.within is None:
-            size = self.channel.batch or 1
+            # A list that may hold a message that kills is handed over message by message.
+            careful = batch.attempts > 0 and not batch.terms.lossy
+            size = 1 if careful else self.channel.batch or 1
             units = [_Unit(items[at : at + size]) for at in range(0, len(items), size)]
             self._add(_Job(work, units, began, batch.size))
             return
@@ -152,6 +179,11 @@ class JobInlet(Inlet):
         link = batch.terms.index
         messages, found = messages_of(batch, shop.codecs[link], shop.undertaker)
         places = range(len(messages)) if found is None else found
+        if shop.poisons:
+            bad = shop.isolate(batch, places)
+            kept = [number for number, place in enumerate(places) if place not in bad]
+            messages = [messages[number] for number in kept]
+            places = [places[number] for number in kept]
         metas: list[Meta | None] = [None] * len(messages)
         if self.how.wants_meta:
             metas = list(metas_of(batch, places))
@@ -173,8 +205,12 @@ class JobInlet(Inlet):
 
     def _hand_over(self) -> None:
         """Make a group of what waits. Its messages' batches are acknowledged only after it."""
-        size = min(len(self._group), self.channel.batch or 1)
-        items = [self._group.popleft() for _ in range(size)]
+        items = [self._group.popleft()]
+        careful = _Unit(items).careful  # a message that may kill is handed over alone
+        while self._group and len(items) < (self.channel.batch or 1) and not careful:
+            if _Unit([self._group[0]]).careful:
+                break
+            items.append(self._group.popleft())
         self._group_since = self.shop.clock()
         batches = dict.fromkeys(item.batch for item in items)
         root = self.shop.engine.begin(parents=tuple(self._held[one].work for one in batches))
@@ -198,6 +234,9 @@ class JobInlet(Inlet):
         """Start the handlers that may run now. True if one has."""
         started = False
         while self._waiting and len(self._running) < self.channel.concurrency:
+            unit = self._waiting[0][1]
+            if unit.due > self.shop.clock() or (unit.careful and self._running) or self._alone:
+                break
             job, unit = self._waiting.popleft()
             started = True
             if not self.how.coroutine:
@@ -220,12 +259,14 @@ class JobInlet(Inlet):
             return None
 
     def _spawn(self, job: _Job, unit: _Unit, slot: int | None) -> None:
+        self._alone = unit.careful
         task = asyncio.get_running_loop().create_task(self._call_coroutine(job, unit, slot))
         self._running.add(task)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
+        self._alone = self._alone and bool(self._running)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.shop.fail(error)
         self.shop.wake()
@@ -242,46 +283,62 @@ class JobInlet(Inlet):
     def _call(self, job: _Job, unit: _Unit) -> None:
         shop = self.shop
         began = shop.clock()
-        attempts = 0
-        while True:
-            attempts += 1
-            boxes = shop.ports.fresh()
-            shop.ports.open(boxes)
-            try:
-                self.function(*self._arguments(unit))
-            except Exception as error:
-                if attempts > shop.undertaker.policy.retry:
-                    self._bury(unit, error, attempts)
-                    break
-            else:
-                unit.boxes = boxes
-                break
-            finally:
-                shop.ports.close()
-        shop.busy += shop.clock() - began
+        boxes = shop.ports.fresh()
+        shop.ports.open(boxes)
+        self._enter(unit)
+        try:
+            self.function(*self._arguments(unit))
+        except Exception as error:
+            unit.attempts += 1
+            if unit.attempts <= shop.undertaker.policy.retry:
+                unit.due = shop.clock() + backoff(unit.attempts)
+                self._waiting.appendleft((job, unit))
+                return
+            self._bury(unit, error)
+        else:
+            unit.boxes = boxes
+        finally:
+            self._exit(unit)
+            shop.ports.close()
+            shop.busy += shop.clock() - began
         self._done(job)
+
+    def _enter(self, unit: _Unit) -> None:
+        gauges = self.shop.gauges
+        gauges[HANDLER] = self.number
+        if unit.careful:
+            item = unit.items[0]
+            note_care(gauges, item.batch.terms.index, item.batch.id)
+            gauges[CARE[3]] = item.place
+
+    def _exit(self, unit: _Unit) -> None:
+        self.shop.gauges[HANDLER] = 0
+        if unit.careful:
+            done_care(self.shop.gauges)
 
     async def _call_coroutine(self, job: _Job, unit: _Unit, slot: int | None) -> None:
         shop = self.shop
-        attempts = 0
         while True:
-            attempts += 1
             boxes = shop.ports.fresh()
             current_outboxes.set(boxes)
+            self._enter(unit)
             try:
                 await self.function(*self._arguments(unit))
             except (Exception, asyncio.CancelledError) as error:
                 if self._stopping:
                     raise
-                if attempts > shop.undertaker.policy.retry:
-                    self._bury(unit, error, attempts)
+                unit.attempts += 1
+                if unit.attempts > shop.undertaker.policy.retry:
+                    self._bury(unit, error)
                     break
             else:
                 unit.boxes = dict(boxes)
                 break
             finally:
+                self._exit(unit)
                 # A task that the handler left behind finds no outbox, and its sends raise.
                 boxes.clear()
+            await asyncio.sleep(backoff(unit.attempts))
         self._done(job)
         if slot is not None:
             if self._behind[slot]:
@@ -289,11 +346,11 @@ class JobInlet(Inlet):
             else:
                 del self._behind[slot]
 
-    def _bury(self, unit: _Unit, error: BaseException, attempts: int) -> None:
+    def _bury(self, unit: _Unit, error: BaseException) -> None:
         undertaker, codecs = self.shop.undertaker, self.shop.codecs
         for batch in dict.fromkeys(item.batch for item in unit.items):
             places = [item.place for item in unit.items if item.batch is batch]
-            undertaker.bury(batch, places, codecs[batch.terms.index], error, attempts)
+            undertaker.bury(batch, places, codecs[batch.terms.index], error, unit.attempts)
 
     def _done(self, job: _Job) -> None:
         job.remaining -= 1

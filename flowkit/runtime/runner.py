@@ -27,6 +27,7 @@ from flowkit.protocol.engine import Engine, Phase, Unsendable
 from flowkit.protocol.ledger import ROW, Books
 from flowkit.protocol.lineage import Work
 from flowkit.protocol.routing import Router, extractor, itself
+from flowkit.protocol.watch import LOOKS
 from flowkit.runtime import shared
 from flowkit.runtime.handling import Ports, StopProject, Undertaker
 from flowkit.runtime.inlet import Inlet, PlainInlet, Shop
@@ -101,8 +102,11 @@ class Runner:
             clock,
             self.wake,
             self.fail,
+            self._gauges,
         )
-        self._inlets = [self._inlet(channel) for channel in self.engine.inboxes]
+        self._inlets = [
+            self._inlet(channel, number) for number, channel in enumerate(self.engine.inboxes, 1)
+        ]
         self._outflow = Outflow(self.engine, self._ports, self._release, self.wake)
         for port in self._ports.ports.values():
             port.attach(self._outflow.room)
@@ -110,6 +114,7 @@ class Runner:
         self._connections: dict[tuple[int, int], Connection] = {}
         self._control: Connection | None = None
         self._driver: SourceDriver | RunDriver | None = None
+        self._progress = (0, clock())
         self._draining = False
         self._stopped = False
         self._awake = False
@@ -143,7 +148,7 @@ class Runner:
                     {link: binding.address for link, binding in self._bindings.items()},
                 )
             )
-            self._gauges[shared.STARTED_NS] = int(self._clock() * 1e9)
+            self._watch_over()
             if not self._info.source:
                 self._start_timers()
             self._handles["tick"] = self._loop.call_later(TICK, self._tick)
@@ -203,12 +208,12 @@ class Runner:
         channel = self._info.outputs[link.out] if out else self._info.inputs[link.into]
         return codec_for(channel.type, link.codec or channel.codec)
 
-    def _inlet(self, name: str) -> Inlet:
+    def _inlet(self, name: str, number: int) -> Inlet:
         channel = self._info.inputs[name]
         if not self._info.handlers[name].coroutine and channel.batch is None:
-            return PlainInlet(self._shop, channel)
+            return PlainInlet(self._shop, channel, number)
         links = [link for link in self.spec.inputs if link.into == name]
-        return JobInlet(self._shop, channel, links)
+        return JobInlet(self._shop, channel, number, links)
 
     def _bind(self) -> None:
         for link in self.spec.outputs:
@@ -253,6 +258,8 @@ class Runner:
             self._start()
         elif isinstance(message, control.Drain):
             self._drain()
+        elif isinstance(message, control.Poison):
+            self._shop.poisons.add((message.link, message.id, message.index))
         else:
             self.engine.released()
         self._soon()
@@ -468,6 +475,28 @@ class Runner:
         self._release(root, boxes)
         self.engine.finished()
         self.wake()
+
+    # -- the watchdog --------------------------------------------------------------------------
+
+    def _watch_over(self) -> None:
+        """Note that the loop turns; say so if there is input and nothing gets finished."""
+        seconds = self.spec.node.watchdog
+        self._gauges[shared.TURNED_NS] = int(self._clock() * 1e9)
+        self._handles["watch"] = self._loop.call_later(
+            min(0.25, seconds / (2 * LOOKS)), self._watch_over
+        )
+        now = self._clock()
+        busy = any(not inlet.idle for inlet in self._inlets)
+        if self._shop.handled != self._progress[0] or not busy or not self.engine.room:
+            self._progress = (self._shop.handled, now)
+        elif now - self._progress[1] > seconds:
+            self._progress = (self._shop.handled, now)
+            log.warning(
+                "%s has had messages in hand for %g s and finished none\n%s",
+                self.spec.name,
+                seconds,
+                "\n".join(stack for inlet in self._inlets for stack in inlet.stacks()),
+            )
 
     # -- timers --------------------------------------------------------------------------------
 

@@ -7,13 +7,47 @@ others the books of one output link each, in the order of the replica's outputs.
 from __future__ import annotations
 
 import mmap
+from collections.abc import MutableSequence, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from flowkit.protocol.ledger import ROW, Books
 
-BUSY_NS, WAITING_NS, HANDLED, LENGTH, READ, STARTED_NS = range(6)
+BUSY_NS, WAITING_NS, HANDLED, LENGTH, READ, TURNED_NS, HANDLER, *CARE = range(11)
 """Places in row 0: nanoseconds in handlers and nanoseconds without room downstream; messages
-handled; messages a source will yield in all (0: unknown) and has yielded; when it became ready."""
+handled; messages a source will yield in all (0: unknown) and has yielded; when its loop last
+turned; the number of the input channel whose handler runs, from 1; and four for `note_care`."""
+
+
+class InHand(NamedTuple):
+    """The message that a replica had in hand, carefully, when it died."""
+
+    link: int
+    id: bytes
+    place: int
+
+
+def note_care(gauges: MutableSequence[int] | memoryview[int], link: int, id: bytes) -> None:
+    """A batch is handled carefully from now on: write the index of each message to the last of
+    `CARE` before it is handled. `done_care` when it is through."""
+    place, high, low, index = CARE
+    gauges[index] = -1
+    gauges[high] = int.from_bytes(id[:8], signed=True)
+    gauges[low] = int.from_bytes(id[8:], signed=True)
+    gauges[place] = link + 1
+
+
+def done_care(gauges: MutableSequence[int] | memoryview[int]) -> None:
+    gauges[CARE[0]] = 0
+
+
+def in_hand(gauges: Sequence[int] | memoryview[int]) -> InHand | None:
+    """What `note_care` noted, if it was not done."""
+    place, high, low, index = CARE
+    if not gauges[place] or gauges[index] < 0:
+        return None
+    id = gauges[high].to_bytes(8, signed=True) + gauges[low].to_bytes(8, signed=True)
+    return InHand(gauges[place] - 1, id, gauges[index])
 
 
 class SharedRows:

@@ -1,0 +1,84 @@
+"""The supervisor's view of what one replica counted, over all its incarnations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowkit.protocol.ledger import ROW, Entry
+from flowkit.runtime import shared
+from flowkit.runtime.shared import SharedRows
+
+
+class ReplicaBooks:
+    """The counters of one replica: of the incarnation that runs, and the sums of those before."""
+
+    def __init__(self, links: Sequence[int], lossy: Sequence[int], replayed: bool) -> None:
+        self.links = links
+        self.lossy = lossy
+        self.replayed = replayed
+        self.rows: SharedRows | None = None
+        self.path: Path | None = None
+        self.past = {link: Entry() for link in links}
+        self.gauges = [0] * ROW
+        self.since = 0.0
+        self.alive = 0.0
+
+    def open(self, path: Path, now: float) -> None:
+        self.close(now, dead=True)
+        self.path = path
+        self.rows = SharedRows(path, 1 + len(self.links), create=True)
+        self.since = now
+
+    def close(self, now: float, dead: bool) -> None:
+        """Add what the incarnation counted to the sums; a `dead` one settles nothing more."""
+        if self.rows is None:
+            return
+        self.gauges = self.now()
+        self.alive = self.seconds(now)
+        for link, entry in self.entries(live_only=True).items():
+            if dead:
+                entry.bury(self.replayed, link in self.lossy)
+            self.past[link].add(entry)
+        self.rows.close()
+        self.rows = None
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def entries(self, live_only: bool = False) -> dict[int, Entry]:
+        """The books of each output link, in this moment."""
+        result = {link: Entry() for link in self.links}
+        for number, link in enumerate(self.links):
+            if not live_only:
+                result[link].add(self.past[link])
+            if self.rows is not None:
+                result[link].add(self.rows.books[number].read())
+        return result
+
+    def now(self) -> list[int]:
+        """The gauges; times and counts summed over incarnations, the length as it is."""
+        if self.rows is None:
+            return list(self.gauges)
+        live = [int(self.rows.gauges[place]) for place in range(ROW)]
+        length = max(live[shared.LENGTH], self.gauges[shared.LENGTH])
+        total = [before + value for before, value in zip(self.gauges, live, strict=True)]
+        total[shared.LENGTH] = length
+        return total
+
+    @property
+    def turned(self) -> float:
+        """When the loop of the process last turned, by the clock; 0 if it never has."""
+        return int(self.rows.gauges[shared.TURNED_NS]) / 1e9 if self.rows is not None else 0.0
+
+    @property
+    def handler(self) -> int:
+        """The number of the input channel whose handler runs, from 1; 0 if none does."""
+        return int(self.rows.gauges[shared.HANDLER]) if self.rows is not None else 0
+
+    def in_hand(self) -> shared.InHand | None:
+        """The message that was being handled carefully, if there is one."""
+        return shared.in_hand(self.rows.gauges) if self.rows is not None else None
+
+    def seconds(self, now: float) -> float:
+        """How long its processes have lived, in all."""
+        return self.alive + (now - self.since if self.rows is not None else 0.0)
