@@ -188,7 +188,6 @@ class Supervisor:
         make_private(self._rundir.state)
         self._store = Store(str(self._rundir.state / "flowkit.db"))
         self._look_at_positions(self._store)
-        self._store.begin_run(self._run)
         hub = MemoryHub()
         if self._in_process:
             self._transport = MemoryTransport(hub, self._loop)
@@ -248,7 +247,8 @@ class Supervisor:
         for books in self._books.values():
             books.close(now, dead=False)
         if self._store is not None:
-            self._store.end_run(self._run, clean=self._project.status is Status.DRAINED)
+            if self._project.started:
+                self._store.end_run(self._run, clean=self._project.status is Status.DRAINED)
             self._store.close()
         self._rundir.release()
 
@@ -358,14 +358,18 @@ class Supervisor:
     # -- set-up --------------------------------------------------------------------------------
 
     def _look_at_positions(self, store: Store) -> None:
-        if self._resume:
-            return
-        if store.dirty and not self._fresh:
+        if store.dirty and not self._resume and not self._fresh:
             raise DirtyStop(
                 f"the last run of {self.plan.project} was not drained and left positions behind",
                 hint="go on from them with --resume, or begin anew with --fresh",
             )
-        store.forget_positions()
+
+    def _begin_run(self) -> None:
+        """Before the sources read. A run that never came so far leaves no trace."""
+        assert self._store is not None
+        if not self._resume:
+            self._store.forget_positions()
+        self._store.begin_run(self._run)
 
     def _make_launcher(self, hub: MemoryHub) -> Launcher:
         if self._in_process:
@@ -475,6 +479,7 @@ class Supervisor:
             elif isinstance(action, core.Poisoned):
                 self._watcher.poisoned(action)
             elif isinstance(action, core.Started):
+                self._begin_run()
                 self._watcher.ready(self._clock() - self._began)
             elif isinstance(action, core.Died):
                 self._last_words = self._words_of(action.replica)

@@ -22,11 +22,17 @@ COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_
 SUPERVISOR = "supervisor"
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the program here; `Screen` drains first."""
+        raise  # the BrokenPipeError that is being handled
+
+
 class Screen:
     """The terminal, or the file, that `up` writes to. A `Watcher` of the supervisor."""
 
     def __init__(self, stream: TextIO, colour: bool) -> None:
-        self._console = Console(
+        self._console = _Console(
             file=stream,
             force_terminal=colour or None,
             no_color=not colour,

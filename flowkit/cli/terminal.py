@@ -130,7 +130,8 @@ def open_standard_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             # The lowest free number is this one: those below have just been seen to be open.
-            os.open(os.devnull, os.O_RDWR)
+            # Inheritable: the children's streams begin as copies of these.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
             if getattr(sys, name) is None:
                 setattr(sys, name, open(descriptor, mode, closefd=False))
 

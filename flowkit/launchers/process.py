@@ -309,10 +309,21 @@ def _spawn(path: Sequence[str], *descriptors: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, *options, "-c", boot],
             stdin=subprocess.DEVNULL,
+            stdout=_or_nothing(1),
+            stderr=_or_nothing(2),
             pass_fds=descriptors,
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _or_nothing(descriptor: int) -> int | None:
+    """Inherit a standard stream, or give the child something harmless if it is closed here."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return subprocess.DEVNULL
+    return None
 
 
 def _how(returncode: int) -> str:

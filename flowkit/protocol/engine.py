@@ -162,7 +162,10 @@ class Engine:
         for terms, router, codec, books in outputs:
             sender = Sender(identity, terms, books, post)
             self.senders[terms.index] = sender
-            outlet = Outlet(sender, router, codec, terms.out.encode())
+            # The run is part of it, so that no id of another run is ever met again, in a dead letter
+            # or in the table of a sink that is idempotent by id.
+            way = f"{identity.run}/{terms.out}".encode()
+            outlet = Outlet(sender, router, codec, way)
             self._outlets.setdefault(terms.out, []).append(outlet)
 
     # -- what peers and the supervisor say -----------------------------------------------------

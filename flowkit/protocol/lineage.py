@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 ID_SIZE = 16
 PATH_SIZE = 6
@@ -183,8 +183,16 @@ class _Span:
         self.low = low
 
 
-DONE = object()
-"""What `Seen.look` says of an id that is settled."""
+class Settled(NamedTuple):
+    """What `Seen.look` says of an id that is settled: how many of its messages were given up, so
+    that a copy is acknowledged with the same figures."""
+
+    dead_lettered: int
+    dropped: int
+
+
+DONE = Settled(0, 0)
+"""Settled, and nothing was given up."""
 
 
 class Seen:
@@ -198,7 +206,7 @@ class Seen:
         self._of_origin: dict[bytes, deque[bytes]] = {}
 
     def look(self, id: bytes, span: int) -> Any:
-        """`DONE`, the object noted with `begin` while in progress, or None if `id` is news."""
+        """A `Settled`, the object noted with `begin` while in progress, or None if `id` is news."""
         mine = self._spans.get(id[:4])
         if mine is None:
             mine = self._add(id[:4])
@@ -214,13 +222,13 @@ class Seen:
         roots = self._spans[id[:4]].roots
         roots.setdefault(int.from_bytes(id[4:10]), {})[id[10:]] = work
 
-    def done(self, id: bytes) -> None:
-        """Note that `id` is settled."""
+    def done(self, id: bytes, how: Settled = DONE) -> None:
+        """Note that `id` is settled, and how."""
         span = self._spans.get(id[:4])
         if span is not None:
             paths = span.roots.get(int.from_bytes(id[4:10]))
             if paths is not None:
-                paths[id[10:]] = DONE
+                paths[id[10:]] = how
 
     def __len__(self) -> int:
         return sum(len(paths) for span in self._spans.values() for paths in span.roots.values())

@@ -245,10 +245,9 @@ class Project:
             self._check_over()
             return
         was = replica.phase
-        self.actions.append(Bury(replica, incarnation))
-        self._announce(replica, incarnation, done=False)
         replica.addresses = {}
         if self.status is not Status.RUNNING:
+            # Nobody takes over what it had in hand: in the books that stays in flight.
             replica.phase = Phase.LOST
             self._check_over()
             return
@@ -266,6 +265,8 @@ class Project:
             self.actions.append(Died(replica, code, error, None, verdict.reason))
             self._fail(Status.FAILED, f"{replica.name} was given up: {verdict.reason}")
             return
+        self.actions.append(Bury(replica, incarnation))
+        self._announce(replica, incarnation, done=False)
         replica.phase = Phase.WAITING
         replica.restarts += 1
         replica.launch_at = now + verdict.after

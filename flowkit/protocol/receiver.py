@@ -25,7 +25,7 @@ from flowkit.protocol.events import (
     Terms,
     ToProducer,
 )
-from flowkit.protocol.lineage import DONE, Seen, Work
+from flowkit.protocol.lineage import DONE, Seen, Settled, Work
 from flowkit.wire import Ack, Close, Credit, Data, End, Frame, Heartbeat, Hello, Reject, Reset
 
 AHEAD_BYTES = 8 << 20
@@ -310,8 +310,9 @@ class Receiver:
             return
         self._taken += 1
         self._taken_bytes += len(frame.payload) + len(frame.extras)
-        if known is DONE:
+        if isinstance(known, Settled):
             entry.done = True
+            entry.dead_lettered, entry.dropped = known
             self._advance()
         else:
             known.copies.append((self, entry))
@@ -319,7 +320,9 @@ class Receiver:
     def _settled(self, batch: InBatch) -> None:
         self.held -= 1
         if not self.terms.lossy:
-            self._seen.done(batch.id)
+            gave_up = batch.dead_lettered or batch.dropped
+            how = Settled(batch.dead_lettered, batch.dropped) if gave_up else DONE
+            self._seen.done(batch.id, how)
         for receiver, entry in batch.copies:
             entry.done = True
             entry.dead_lettered = batch.dead_lettered
