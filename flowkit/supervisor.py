@@ -15,6 +15,7 @@ import asyncio
 import os
 import secrets
 import signal
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -45,6 +46,8 @@ from flowkit.transport.zmq import NAME_EXTRA, ZmqTransport
 
 DRAIN_TIMEOUT = 60.0
 """Seconds that a drain may take unless the caller says otherwise; then what is left is given up."""
+
+OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 STACK_GRACE = 0.5
 """Seconds that a stuck replica gets to print its stack before it is killed."""
@@ -373,6 +376,8 @@ class Supervisor:
 
     def _make_launcher(self, hub: MemoryHub) -> Launcher:
         if self._in_process:
+            if self._directory not in sys.path:
+                sys.path.insert(0, self._directory)
             return InProcessLauncher(self._started, self._exited, hub)
         # A module whose node has an environment of its own is imported in its children alone.
         private = {node.use.partition(":")[0] for node in self.plan.nodes if node.env}
@@ -427,7 +432,9 @@ class Supervisor:
         stuck = self._stuck.pop(name, None)
         error = error or stuck
         held = self._books[key].in_hand()
-        if held is not None and stuck is None and replica.incarnation == incarnation:
+        # A message that kills makes its process crash or leave; these signals come from outside.
+        outside = stuck is not None or error is not None or -code in OUTSIDE
+        if held is not None and not outside and replica.incarnation == incarnation:
             self._project.had_in_hand(replica, *held)
         self._project.exited(replica, incarnation, code, error, self._clock())
         self._act()

@@ -114,7 +114,7 @@ class Screen:
         if self._progress is None:
             self._progress = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
+                BarColumn(bar_width=40),
                 TextColumn("{task.percentage:>3.0f} % of {task.fields[whole]}"),
                 TimeElapsedColumn(),
                 console=self._console,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from signal import SIGKILL
@@ -17,7 +16,7 @@ from signal import SIGKILL
 from flowkit.launchers.base import Launcher, OnExit, OnStarted
 from flowkit.protocol.project import CONFIGURATION
 from flowkit.runtime import spec as specs
-from flowkit.runtime.child import build
+from flowkit.runtime.child import build, explain
 from flowkit.runtime.runner import Runner
 from flowkit.transport.memory import MemoryHub, MemoryTransport
 
@@ -52,7 +51,7 @@ class InProcessLauncher(Launcher):
                 os.close(descriptor)
         task = asyncio.get_running_loop().create_task(self._run(spec), name=title)
         self._tasks[name] = task
-        task.add_done_callback(lambda task: self._ended(name, task))
+        task.add_done_callback(lambda task: self._ended(name, spec, task))
         self.on_started(name, os.getpid())
 
     async def _run(self, data: bytes) -> None:
@@ -68,13 +67,14 @@ class InProcessLauncher(Launcher):
             # The last frames are still on their way through the loop; the hub keeps them.
             transport.close(1.0)
 
-    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+    def _ended(self, name: str, spec: bytes, task: asyncio.Task[None]) -> None:
         del self._tasks[name]
         if task.cancelled():
             self.on_exit(name, -SIGKILL, None)
         elif (error := task.exception()) is not None:
             misconfigured = isinstance(error, _Misconfigured)
-            traceback.print_exception(error.__cause__ if misconfigured else error)
+            cause = error.__cause__ if misconfigured else error
+            explain(specs.decode(spec), cause or error)
             self.on_exit(name, CONFIGURATION if misconfigured else 1, None)
         else:
             self.on_exit(name, 0, None)

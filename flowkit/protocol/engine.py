@@ -49,7 +49,7 @@ ROOT_CUTS = 64
 batches one root becomes on its way to a slow handler, while the fast ones before it still get
 batches that are worth it."""
 
-UNKNOWN_CUT = 16
+UNKNOWN_CUT = 64
 """Messages in a batch for a link whose consumers have not been heard of: if the first message of a
 stream becomes a thousand, all replicas of the pool get some."""
 
@@ -162,8 +162,8 @@ class Engine:
         for terms, router, codec, books in outputs:
             sender = Sender(identity, terms, books, post)
             self.senders[terms.index] = sender
-            # The run is part of it, so that no id of another run is ever met again, in a dead letter
-            # or in the table of a sink that is idempotent by id.
+            # The run is part of it, so that no id of another run is ever met again: not among the
+            # dead letters, nor in the table of a sink that is idempotent by id.
             way = f"{identity.run}/{terms.out}".encode()
             outlet = Outlet(sender, router, codec, way)
             self._outlets.setdefault(terms.out, []).append(outlet)

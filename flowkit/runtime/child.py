@@ -36,7 +36,7 @@ def main(data: bytes) -> int:
     try:
         node = build(spec)
     except Exception as error:
-        _explain(spec, error)
+        explain(spec, error)
         return CONFIGURATION
     return asyncio.run(_run(spec, node))
 
@@ -67,7 +67,7 @@ async def _run(spec: specs.ReplicaSpec, node: Node) -> int:
     try:
         await runner.run()
     except FlowkitError as error:
-        _explain(spec, error)
+        explain(spec, error)
         return 1
     except Exception:
         log.exception("%s failed", spec.name)
@@ -80,7 +80,8 @@ async def _run(spec: specs.ReplicaSpec, node: Node) -> int:
     return 143 if terminated else 0
 
 
-def _explain(spec: specs.ReplicaSpec, error: Exception) -> None:
+def explain(spec: specs.ReplicaSpec, error: BaseException) -> None:
+    """Print why a replica cannot start or go on; a traceback only if the error is not flowkit's."""
     if not isinstance(error, FlowkitError):
-        traceback.print_exc()
+        traceback.print_exception(error)
     print(f"{spec.name} ({spec.node.use}): {type(error).__name__}: {error}", file=sys.stderr)

@@ -157,9 +157,9 @@ class JobInlet(Inlet):
     def _accept(self, batch: InBatch, work: Work) -> None:
         began = self.shop.clock()
         items = self._items(batch)
-        if self.channel.within is None:
-            # A list that may hold a message that kills is handed over message by message.
-            careful = batch.attempts > 0 and not batch.terms.lossy
+        careful = batch.attempts > 0 and not batch.terms.lossy
+        if self.channel.within is None or careful:
+            # A message that may be the one that kills is handed over alone, and at once.
             size = 1 if careful else self.channel.batch or 1
             units = [_Unit(items[at : at + size]) for at in range(0, len(items), size)]
             self._add(_Job(work, units, began, batch.size))
@@ -205,12 +205,8 @@ class JobInlet(Inlet):
 
     def _hand_over(self) -> None:
         """Make a group of what waits. Its messages' batches are acknowledged only after it."""
-        items = [self._group.popleft()]
-        careful = _Unit(items).careful  # a message that may kill is handed over alone
-        while self._group and len(items) < (self.channel.batch or 1) and not careful:
-            if _Unit([self._group[0]]).careful:
-                break
-            items.append(self._group.popleft())
+        size = min(len(self._group), self.channel.batch or 1)
+        items = [self._group.popleft() for _ in range(size)]
         self._group_since = self.shop.clock()
         batches = dict.fromkeys(item.batch for item in items)
         root = self.shop.engine.begin(parents=tuple(self._held[one].work for one in batches))

@@ -153,9 +153,6 @@ class Runner:
                 self._start_timers()
             self._handles["tick"] = self._loop.call_later(TICK, self._tick)
             await self._left
-            if self._committing is not None:
-                await self._committing
-            await self._store_position()
         finally:
             await self._end()
 
@@ -430,7 +427,7 @@ class Runner:
             elif isinstance(action, events.CallFinish):
                 self._spawn(self._finish())
             elif isinstance(action, events.ReportDone):
-                self._say(control.Done(self.spec.incarnation))
+                self._spawn(self._report_done())
             else:
                 self._leave()
 
@@ -562,6 +559,13 @@ class Runner:
         self._committing = None
         if self._position != self._stored:
             self._commit(self._position)
+
+    async def _report_done(self) -> None:
+        """Say DONE, after the last position is committed: a death after it is no crash."""
+        if self._committing is not None:
+            await self._committing
+        await self._store_position()
+        self._say(control.Done(self.spec.incarnation))
 
     async def _store_position(self) -> None:
         position = self._position
