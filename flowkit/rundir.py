@@ -55,10 +55,36 @@ class RunDirectory:
         self.state = _state_root(environ) / name
         self._lock: int | None = None
 
+    @classmethod
+    def find(cls, name: str, *, environ: Mapping[str, str] = os.environ) -> list[RunDirectory]:
+        """The projects called `name` that have kept something, whatever their topology's path is:
+        their directories, to be looked into and not to be acquired."""
+        found = []
+        for state in sorted(_state_root(environ).glob(f"{name}-????????")):
+            one = cls.__new__(cls)
+            one._root = _run_root(environ)
+            one.path, one.state, one._lock = one._root / state.name, state, None
+            found.append(one)
+        return found
+
     @property
     def lock_path(self) -> Path:
         """The file whose lock says that the project runs, and whose text says in which process."""
         return self.path / "lock"
+
+    def holder(self) -> int | None:
+        """The process that has the run directory; None if nothing runs in it."""
+        try:
+            fd = os.open(self.lock_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _read_pid(fd) or None
+        finally:
+            os.close(fd)
+        return None
 
     def check(self, socket_name_length: int) -> None:
         """Raise RunDirectoryError unless a socket name of that many bytes fits in here."""

@@ -7,6 +7,7 @@ WAL mode a write that has returned survives `kill -9` of the writer.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,12 @@ CREATE TABLE IF NOT EXISTS positions (
     PRIMARY KEY (node, replica)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS dead_letters (
-    number INTEGER PRIMARY KEY, message TEXT NOT NULL, link TEXT NOT NULL, node TEXT NOT NULL,
-    replica INTEGER NOT NULL, raw BLOB NOT NULL, key BLOB NOT NULL, headers BLOB NOT NULL,
-    error TEXT NOT NULL, traceback TEXT NOT NULL, attempts INTEGER NOT NULL, time REAL NOT NULL,
-    UNIQUE (message, link)
+    number INTEGER PRIMARY KEY AUTOINCREMENT, message TEXT NOT NULL, link TEXT NOT NULL,
+    node TEXT NOT NULL, replica INTEGER NOT NULL, raw BLOB NOT NULL, key BLOB NOT NULL,
+    headers BLOB NOT NULL, error TEXT NOT NULL, traceback TEXT NOT NULL, attempts INTEGER NOT NULL,
+    time REAL NOT NULL, run TEXT NOT NULL, UNIQUE (message, link)
 );
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, status TEXT NOT NULL, time REAL NOT NULL);
 """
 
@@ -33,7 +35,11 @@ _encode = msgspec.msgpack.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that was given up. `raw` is its bytes as they came; `attempts` how often tried."""
+    """A message that was given up. `raw` is its bytes as they came; `attempts` how often tried.
+
+    `number` names it in the store and `time` (seconds since the epoch) is when it came there; both
+    are the store's to give. `run` is the run that gave it up.
+    """
 
     message: str
     link: str
@@ -45,6 +51,9 @@ class DeadLetter:
     error: str
     traceback: str
     attempts: int
+    run: str = ""
+    number: int = 0
+    time: float = 0.0
 
 
 class Store:
@@ -81,12 +90,15 @@ class Store:
     # -- dead letters --------------------------------------------------------------------------
 
     def add_dead_letters(self, letters: list[DeadLetter]) -> None:
-        """Keep `letters`; one that is there already (a redelivery failed again) is replaced."""
+        """Keep `letters`; one that is there already (it failed again) keeps its number."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany(
-                "INSERT OR REPLACE INTO dead_letters (message, link, node, replica, raw, key, "
-                "headers, error, traceback, attempts, time) VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+                "INSERT INTO dead_letters (message, link, node, replica, raw, key, headers, error, "
+                "traceback, attempts, time, run) VALUES (?,?,?,?,?,?,?,?,?,?,?,?) "
+                "ON CONFLICT (message, link) DO UPDATE SET error = excluded.error, "
+                "traceback = excluded.traceback, attempts = excluded.attempts, "
+                "time = excluded.time, replica = excluded.replica",
                 [
                     (
                         letter.message,
@@ -100,24 +112,44 @@ class Store:
                         letter.traceback,
                         letter.attempts,
                         wall(),
+                        letter.run,
                     )
                     for letter in letters
                 ],
             )
 
-    def dead_letters(self) -> list[DeadLetter]:
-        """All dead letters, oldest first."""
-        rows = self._db.execute(
-            "SELECT message, link, node, replica, raw, key, headers, error, traceback, attempts "
-            "FROM dead_letters ORDER BY number"
+    def dead_letters(self, numbers: Sequence[int] | None = None) -> list[DeadLetter]:
+        """Dead letters, oldest first: all, or those with `numbers` that are there."""
+        query = (
+            "SELECT message, link, node, replica, raw, key, headers, error, traceback, attempts, "
+            "run, number, time FROM dead_letters"
         )
+        if numbers is not None:
+            query += f" WHERE number IN ({','.join('?' * len(numbers))})"
         decode = msgspec.msgpack.decode
-        return [
-            DeadLetter(
-                message, link, node, replica, raw, decode(key), decode(headers), error, trace, tries
+        letters = []
+        for row in self._db.execute(query + " ORDER BY number", numbers or ()):
+            message, link, node, replica, raw, key, headers, *rest = row
+            letters.append(
+                DeadLetter(message, link, node, replica, raw, decode(key), decode(headers), *rest)
             )
-            for message, link, node, replica, raw, key, headers, error, trace, tries in rows
-        ]
+        return letters
+
+    def drop_dead_letters(self, numbers: Sequence[int]) -> int:
+        """Forget dead letters; returns how many there were."""
+        marks = ",".join("?" * len(numbers))
+        query = f"DELETE FROM dead_letters WHERE number IN ({marks})"
+        return self._db.execute(query, numbers).rowcount
+
+    # -- facts ---------------------------------------------------------------------------------
+
+    def fact(self, name: str) -> str | None:
+        """What was noted under `name`; None if nothing was."""
+        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_fact(self, name: str, value: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
     # -- runs ----------------------------------------------------------------------------------
 

@@ -16,11 +16,14 @@ import os
 import secrets
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
 from flowkit.clock import Clock, monotonic
+from flowkit.control.client import leave_contact
+from flowkit.control.replays import Replays
 from flowkit.errors import DirtyStop, WireError
 from flowkit.launchers.base import Launcher
 from flowkit.launchers.inprocess import InProcessLauncher
@@ -98,6 +101,7 @@ class Supervisor:
     `resume` goes on from the positions that an earlier run left, `fresh` forgets them; without
     either, positions left by a run that was not drained are an error (`DirtyStop`), since only the
     caller knows what is wanted. `in_process` runs all replicas on this loop, for debugging.
+    Without `sources` they are not started: for replaying dead letters alone.
     `method` is how processes start: "fork", "spawn", or None for what the system does best.
     """
 
@@ -108,6 +112,7 @@ class Supervisor:
         in_process: bool = False,
         resume: bool = False,
         fresh: bool = False,
+        sources: bool = True,
         method: str | None = None,
         watcher: Watcher | None = None,
         clock: Clock = monotonic,
@@ -119,6 +124,7 @@ class Supervisor:
             self.plan = load_plan(os.fspath(topology), os.environ, self._directory)
         self._in_process = in_process
         self._resume, self._fresh = resume, fresh
+        self._sources = sources
         self._method = method
         self._watcher: Watcher = watcher or Silent()
         self._clock = clock
@@ -142,6 +148,7 @@ class Supervisor:
                 for node in self.plan.nodes
             ],
             [spec.terms_of(link) for link in self.plan.links],
+            sources,
         )
         lossy = [link.index for link in self.plan.links if link.delivery == "at-most-once"]
         self._books = {
@@ -153,6 +160,7 @@ class Supervisor:
             for key, replica in self._project.replicas.items()
         }
         self._rundir = RunDirectory(self.plan.project, self.plan.path)
+        self._replays = Replays(self._run, self._pass_on)
         self._peers: dict[bytes, tuple[Replica, int]] = {}
         self._peer_of: dict[tuple[str, int], tuple[bytes, int]] = {}
         self._outputs: dict[tuple[str, int], Output] = {}
@@ -197,6 +205,8 @@ class Supervisor:
         else:
             self._transport = ZmqTransport(self._rundir.path)
         self._binding = self._transport.bind("control", self._from_replica)
+        leave_contact(self._rundir.path, self._binding.address, self._token)
+        self._store.set_fact("topology", self.plan.path)
         self._launcher = self._make_launcher(hub)
         await self._launcher.start()
         self._began = self._clock()
@@ -250,7 +260,7 @@ class Supervisor:
         for books in self._books.values():
             books.close(now, dead=False)
         if self._store is not None:
-            if self._project.started:
+            if self._project.started and self._sources:
                 self._store.end_run(self._run, clean=self._project.status is Status.DRAINED)
             self._store.close()
         self._rundir.release()
@@ -309,6 +319,7 @@ class Supervisor:
             for (node, _), books in self._books.items():
                 if node == link.source:
                     entry.add(books.entries()[link.index])
+            entry.add(self._replays.booked.get(link.name, Entry()))
             links.append(
                 LinkReport(
                     f"{link.source}.{link.out}",
@@ -361,7 +372,7 @@ class Supervisor:
     # -- set-up --------------------------------------------------------------------------------
 
     def _look_at_positions(self, store: Store) -> None:
-        if store.dirty and not self._resume and not self._fresh:
+        if self._sources and store.dirty and not self._resume and not self._fresh:
             raise DirtyStop(
                 f"the last run of {self.plan.project} was not drained and left positions behind",
                 hint="go on from them with --resume, or begin anew with --fresh",
@@ -370,6 +381,8 @@ class Supervisor:
     def _begin_run(self) -> None:
         """Before the sources read. A run that never came so far leaves no trace."""
         assert self._store is not None
+        if not self._sources:
+            return
         if not self._resume:
             self._store.forget_positions()
         self._store.begin_run(self._run)
@@ -410,13 +423,28 @@ class Supervisor:
                 self._peers[peer] = (self._project.replicas[key], message.incarnation)
             elif before is not None:
                 self._peer_of[key] = before
+        elif isinstance(message, control.Replay):
+            if secrets.compare_digest(message.token, self._token):
+                self.replay(message.numbers, lambda answer: self._answer(peer, answer))
         elif peer in self._peers:
             replica, incarnation = self._peers[peer]
             if isinstance(message, control.Done):
                 self._project.done(replica, incarnation)
-            else:
+            elif isinstance(message, control.Stop):
                 self._project.stop(replica, incarnation, message.reason)
+            elif self._replays.answered(message) and self._store is not None:
+                self._store.drop_dead_letters([message.number])
         self._act()
+
+    def replay(self, numbers: Sequence[int], answer: Callable[[control.Replayed], None]) -> None:
+        """Try dead letters again; `answer` is called once for each, with what became of it."""
+        assert self._store is not None
+        letters = self._store.dead_letters(numbers)
+        self._replays.ask(numbers, letters, list(self._project.replicas.values()), answer)
+
+    def _answer(self, peer: bytes, message: control.Replayed) -> None:
+        if self._binding is not None:
+            self._binding.send(peer, control.encode(message))
 
     def _started(self, name: str, pid: int) -> None:
         key, _ = _parse(name)
@@ -475,7 +503,7 @@ class Supervisor:
         while actions:
             action = actions.popleft()
             if isinstance(action, core.Tell):
-                self._tell(action)
+                self._pass_on(action.replica, action.message)
             elif isinstance(action, core.Launch):
                 self._launch(action.replica)
             elif isinstance(action, core.Kill):
@@ -483,6 +511,7 @@ class Supervisor:
             elif isinstance(action, core.Bury):
                 key = (action.replica.node, action.replica.number)
                 self._books[key].close(self._clock(), dead=True)
+                self._replays.died(action.replica)
             elif isinstance(action, core.Poisoned):
                 self._watcher.poisoned(action)
             elif isinstance(action, core.Started):
@@ -505,11 +534,10 @@ class Supervisor:
         self._project.tick(self._clock())
         self._act()
 
-    def _tell(self, action: core.Tell) -> None:
-        replica = action.replica
+    def _pass_on(self, replica: Replica, message: control.FromSupervisor) -> None:
         place = self._peer_of.get((replica.node, replica.number))
         if place is not None and place[1] == replica.incarnation and self._binding is not None:
-            self._binding.send(place[0], control.encode(action.message))
+            self._binding.send(place[0], control.encode(message))
 
     def _launch(self, replica: Replica) -> None:
         if isinstance(self._launcher, ProcessLauncher) and self._launcher.pid is None:

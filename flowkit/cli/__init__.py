@@ -22,6 +22,7 @@ from flowkit.errors import FlowkitError, LocalProtocolError, TopologyError
 
 VERBS = {
     "up": "Run a topology until its stream ends or Ctrl-C.",
+    "dead-letters": "List, show, replay or drop messages that were given up.",
     "check": "Find every problem of topology files before anything starts.",
     "graph": "Draw a topology as text, Mermaid or Graphviz.",
     "schema": "Print the JSON Schema of topology files, for editors.",
@@ -47,7 +48,7 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command = importlib.import_module(f"flowkit.cli.{cmd_name}").command
+        command = importlib.import_module(f"flowkit.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

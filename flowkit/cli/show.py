@@ -152,7 +152,7 @@ class Screen:
             if superseded:
                 figures.insert(3, entry.superseded)
             rows.append([link.name, *(f"{figure:,}" for figure in figures)])
-        for text in _table(rows):
+        for text in table(rows):
             self._print(Text(text))
         for link in report.links:
             for reason, count in link.entry.dropped.items():
@@ -168,7 +168,7 @@ class Screen:
                 )
         self._print(Text(_summary(report), style=_style(report)))
         if report.dead_lettered:
-            self._print(Text(f"dead letters are kept in {state_directory / 'flowkit.db'}"))
+            self._print(Text(f"look at them: flowkit dead-letters ls {report.project}"))
         if report.status is Status.DRAINED and report.verdict.bottleneck:
             busy = f"{100 * report.verdict.busy:.0f} %"
             self._print(
@@ -234,11 +234,12 @@ def _style(report: Report) -> str:
     return "green" if report.exit == 0 else "yellow" if report.exit == 4 else "red"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """`rows` as aligned lines; the columns `left` are flush left, the others right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
+            cell.ljust(width) if column in left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows

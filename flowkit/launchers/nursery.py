@@ -358,7 +358,8 @@ class Birth:
         # While they are what they were made for: a stream on a file wants to know its position.
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(line_buffering=True, errors="backslashreplace")
+                # UTF-8 whatever the locale is: that is what the other end of the pipe expects.
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
         for given, standard in ((self.stdout, 1), (self.stderr, 2)):
             if given is not None:
                 os.dup2(given.fd, standard)

@@ -67,6 +67,26 @@ class Released(msgspec.Struct, tag=True):
     """Supervisor: your `Done` is noted; close your links and leave."""
 
 
+class Replayed(msgspec.Struct, tag=True):
+    """Replica, and supervisor to a client: what became of a dead letter that was replayed.
+
+    `error` is empty if it is done downstream now; else it is dead again, or could not be tried.
+    """
+
+    number: int
+    error: str
+
+
+class Replay(msgspec.Struct, tag=True):
+    """Client to supervisor, and supervisor to replica: try these dead letters again.
+
+    A client shows the `token` of the run; each letter is answered with `Replayed`.
+    """
+
+    numbers: list[int]
+    token: str = ""
+
+
 class Poison(msgspec.Struct, tag=True):
     """Supervisor: the message at `index` of batch `id` kills whoever handles it: give it up."""
 
@@ -75,8 +95,8 @@ class Poison(msgspec.Struct, tag=True):
     index: int
 
 
-FromReplica = Ready | Done | Stop
-FromSupervisor = Start | ProducerAt | Gone | Drain | Released | Poison
+FromReplica = Ready | Done | Stop | Replayed | Replay
+FromSupervisor = Start | ProducerAt | Gone | Drain | Released | Poison | Replay | Replayed
 
 _encode = msgspec.msgpack.Encoder().encode
 _of_replica: msgspec.msgpack.Decoder[FromReplica] = msgspec.msgpack.Decoder(FromReplica)

@@ -39,7 +39,7 @@ from flowkit.protocol.lineage import Root, Roots, Seen, Work, derive
 from flowkit.protocol.receiver import InBatch, Receiver, State
 from flowkit.protocol.routing import Cut, Router
 from flowkit.protocol.sender import OutBatch, Sender
-from flowkit.wire import Frame
+from flowkit.wire import Data, Frame
 
 BATCH_BYTES = 8 << 20
 """A batch whose payload is larger is cut in two, unless it is a single message."""
@@ -55,6 +55,10 @@ stream becomes a thousand, all replicas of the pool get some."""
 
 MESSAGE_BYTES = 512 << 20
 """The largest message that may be sent."""
+
+
+REPLAYED = 0
+"""The session of a batch that is replayed. Real ones hold an incarnation and are never 0."""
 
 
 class Phase(Enum):
@@ -147,6 +151,8 @@ class Engine:
         self._stream_ended = False
         self._commit_due = False
         self._taken = 0
+        self._injected: dict[str, deque[InBatch]] = {}
+        self._replaying = 0
         post = self.actions.append
         for terms in inputs:
             inbox = self.inboxes.get(terms.into)
@@ -215,20 +221,39 @@ class Engine:
     def take(self, channel: str) -> tuple[InBatch, Work] | None:
         """The next batch of `channel` and the work to `release` on; None if there is none.
 
-        The work is the batch itself, except on a lossy link: nobody holds that batch's lineage,
-        so what is made of it begins a new one.
+        The work is the batch itself, except on a lossy link and for what is replayed: nobody holds
+        that batch's lineage, so what is made of it begins a new one.
         """
         if not self.room:
             return None
-        batch = self.inboxes[channel].take()
+        replayed = self._injected.get(channel)
+        batch = replayed.popleft() if replayed else self.inboxes[channel].take()
         if batch is None:
             return None
         self._taken += batch.count
-        if batch.terms.lossy:
+        if batch.terms.lossy or batch.session == REPLAYED:
             work = self.begin(parents=(batch,))
             batch.finish()
             return batch, work
         return batch, batch
+
+    def inject(
+        self, link: int, frame: Data, first: int, settled: Callable[[InBatch], None]
+    ) -> None:
+        """Handle `frame` as if it had come in on `link`: a dead letter that is replayed.
+
+        `first` is the index that its message had in its batch. `settled` is called with the batch
+        when it is done downstream, or given up again.
+        """
+
+        def done() -> None:
+            self._replaying -= 1
+            settled(batch)
+
+        frame.session = REPLAYED
+        batch = InBatch(self._receivers[link][0], frame, done, first)
+        self._replaying += 1
+        self._injected.setdefault(self._inputs[link].into, deque()).append(batch)
 
     def begin(self, position: Any = None, parents: tuple[Work, ...] = ()) -> Root:
         """Open a root: a batch of a source, a tick of a timer, a group of input messages.
@@ -359,7 +384,8 @@ class Engine:
         if self.phase is Phase.OPEN:
             ended = self._stream_ended
             if self.inboxes:
-                ended = all(inbox.closed for inbox in self.inboxes.values())
+                closed = all(inbox.closed for inbox in self.inboxes.values())
+                ended = closed and not self._replaying
             if ended:
                 self.phase = Phase.FINISHING
                 self.actions.append(CallFinish())

@@ -149,9 +149,13 @@ Action = Launch | Tell | Kill | Bury | Poisoned | Started | Died | Over
 
 
 class Project:
-    """The pure part of the supervisor."""
+    """The pure part of the supervisor. Without `sources`, sources are not told to begin: they
+    wait until `drain` ends them."""
 
-    def __init__(self, members: Sequence[Member], links: Sequence[Terms]) -> None:
+    def __init__(
+        self, members: Sequence[Member], links: Sequence[Terms], sources: bool = True
+    ) -> None:
+        self._sources_run = sources
         self.actions: deque[Action] = deque()
         self.status = Status.RUNNING
         self.reason = ""
@@ -209,12 +213,12 @@ class Project:
         replica.addresses = addresses
         self._introduce(replica)
         if self.started:
-            if replica.source:
+            if replica.source and self._sources_run:
                 self._tell(replica, control.Start())
         elif all(other.phase is Phase.READY for other in self.replicas.values()):
             self.started = True
             self.actions.append(Started())
-            for other in self._sources():
+            for other in self._sources() if self._sources_run else ():
                 self._tell(other, control.Start())
         if self.draining and replica.source:
             self._tell(replica, control.Drain())

@@ -65,7 +65,8 @@ class _Entry:
 class InBatch(Work):
     """A batch that was received. The handlers' side fills in what it gave up.
 
-    `copies` are the places, in one session or several, that wait for its acknowledgement.
+    `copies` are the places, in one session or several, that wait for its acknowledgement. `first`
+    is the index of its first message: not 0 only for one that was taken out of its batch.
     """
 
     __slots__ = (
@@ -78,9 +79,12 @@ class InBatch(Work):
         "dead_lettered",
         "dropped",
         "copies",
+        "first",
     )
 
-    def __init__(self, receiver: Receiver, frame: Data, settled: Callable[[], None]) -> None:
+    def __init__(
+        self, receiver: Receiver, frame: Data, settled: Callable[[], None], first: int = 0
+    ) -> None:
         super().__init__(frame.id, frame.span, frame.cut, settled)
         self.receiver = receiver
         self.session = frame.session
@@ -91,6 +95,7 @@ class InBatch(Work):
         self.dead_lettered = 0
         self.dropped = 0
         self.copies: list[tuple[Receiver, _Entry]] = []
+        self.first = first
 
     @property
     def terms(self) -> Terms:

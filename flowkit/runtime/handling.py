@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
 from typing import Any
 
 from flowkit.channels import CLOSED, Outbox, OutPort, current_outboxes
@@ -73,10 +74,12 @@ class Undertaker:
         self,
         name: tuple[str, int],
         policy: ErrorPolicy,
+        run: str,
         keep: Callable[[list[DeadLetter]], None],
     ) -> None:
         self._node, self._replica = name
         self.policy = policy
+        self._run = run
         self._keep = keep
 
     def bury(
@@ -93,12 +96,12 @@ class Undertaker:
         """
         where = f"{self._node}.{self._replica} {batch.terms.into}"
         places = list(indices)
-        lines = traceback.format_exception(error)
+        lines = traceback.format_exception(type(error), error, _theirs(error))
         if self.policy.then == "stop":
             log.error("%s: %s\n%s", where, _summary(error), "".join(lines))
             raise StopProject(f"{where}: {_summary(error)}")
         raws = _raws(batch, codec, places)
-        ids = [message_id(batch.id, place) for place in places]
+        ids = [message_id(batch.id, batch.first + place) for place in places]
         tries = f"{attempts} {'try' if attempts == 1 else 'tries'}"
         if self.policy.then == "drop":
             batch.dropped += len(places)
@@ -120,6 +123,7 @@ class Undertaker:
                         error=_summary(error),
                         traceback="".join(lines),
                         attempts=attempts,
+                        run=self._run,
                     )
                     for number, place in enumerate(places)
                 ]
@@ -151,6 +155,7 @@ class Undertaker:
                 error=_summary(fault.error),
                 traceback="",
                 attempts=0,
+                run=self._run,
             )
             for fault in faults
         ]
@@ -196,7 +201,7 @@ def metas_of(batch: InBatch, places: Sequence[int]) -> Iterator[Meta]:
     keys, headers = extras_of(batch)
     for place in places:
         yield Meta(
-            message_id(batch.id, place),
+            message_id(batch.id, batch.first + place),
             keys[place] if keys else None,
             (headers[place] if headers else None) or {},
             batch.attempts,
@@ -210,6 +215,16 @@ def extras_of(batch: InBatch) -> tuple[list[Key] | None, list[Any] | None]:
     except DecodeError as error:
         log.error("%s: keys and headers are lost: %s", batch.terms.name, error)
         return None, None
+
+
+def _theirs(error: BaseException) -> TracebackType | None:
+    """The traceback of `error` from the user's code on, without the frames that called it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        if not str(trace.tb_frame.f_globals.get("__name__")).startswith("flowkit.runtime"):
+            break
+        trace = trace.tb_next
+    return trace
 
 
 def _raws(batch: InBatch, codec: Codec[Any], places: Sequence[int]) -> list[bytes]:

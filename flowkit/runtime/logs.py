@@ -8,8 +8,6 @@ import sys
 
 def set_up(level: int = logging.INFO) -> None:
     """Send what the root logger gets to stderr; called once in a child process, never elsewhere."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     root = logging.getLogger()

@@ -19,13 +19,14 @@ from typing import Any
 
 from flowkit.channels import Outbox
 from flowkit.clock import Clock, monotonic
-from flowkit.codecs import Codec, codec_for
-from flowkit.errors import ReplicaError, WireError
+from flowkit.codecs import Codec, codec_for, encode_extras
+from flowkit.errors import MessageError, ReplicaError, WireError
 from flowkit.node import Node, Sink, Source
 from flowkit.protocol import control, events
 from flowkit.protocol.engine import Engine, Phase, Unsendable
 from flowkit.protocol.ledger import ROW, Books
 from flowkit.protocol.lineage import Work
+from flowkit.protocol.receiver import InBatch
 from flowkit.protocol.routing import Router, extractor, itself
 from flowkit.protocol.watch import LOOKS
 from flowkit.runtime import shared
@@ -35,9 +36,9 @@ from flowkit.runtime.jobs import JobInlet
 from flowkit.runtime.shared import SharedRows
 from flowkit.runtime.sourcing import Outflow, RunDriver, SourceDriver
 from flowkit.runtime.spec import ReplicaSpec, terms_of
-from flowkit.store import Store
+from flowkit.store import DeadLetter, Store
 from flowkit.transport.base import Binding, Connection, Transport
-from flowkit.wire import decode, encode
+from flowkit.wire import Data, decode, encode
 
 log = logging.getLogger("flowkit.replica")
 
@@ -91,7 +92,9 @@ class Runner:
         )
         self._ports = Ports(node)
         name = (spec.node.name, spec.replica)
-        self._undertaker = Undertaker(name, spec.node.on_error, self._store.add_dead_letters)
+        self._undertaker = Undertaker(
+            name, spec.node.on_error, spec.run, self._store.add_dead_letters
+        )
         self._shop = Shop(
             node,
             self.engine,
@@ -257,6 +260,11 @@ class Runner:
             self._drain()
         elif isinstance(message, control.Poison):
             self._shop.poisons.add((message.link, message.id, message.index))
+        elif isinstance(message, control.Replay):
+            for letter in self._store.dead_letters(message.numbers):
+                self._replay(letter)
+        elif isinstance(message, control.Replayed):
+            pass  # a word for clients
         else:
             self.engine.released()
         self._soon()
@@ -472,6 +480,32 @@ class Runner:
         self._release(root, boxes)
         self.engine.finished()
         self.wake()
+
+    # -- dead letters --------------------------------------------------------------------------
+
+    def _replay(self, letter: DeadLetter) -> None:
+        """Handle a dead letter again, under the id it has always had."""
+        link = next((link for link in self.spec.inputs if link.name == letter.link), None)
+        if link is None:
+            self._say(control.Replayed(letter.number, f"there is no link {letter.link} any more"))
+            return
+        codec = self._shop.codecs[link.index]
+        try:
+            payload = codec.encode([codec.decode_one(letter.raw)])
+        except MessageError as error:
+            self._say(control.Replayed(letter.number, str(error)))
+            return
+        batch_id, _, index = letter.message.partition("-")
+        headers = [letter.headers] if letter.headers else None
+        keys = [letter.key] if letter.key is not None else None
+        extras = encode_extras(keys, headers)
+        frame = Data(0, 0, bytes.fromhex(batch_id), 0, 1, 1, 0, payload, extras)
+
+        def settled(batch: InBatch) -> None:
+            again = batch.dead_lettered or batch.dropped
+            self._say(control.Replayed(letter.number, "it failed again" if again else ""))
+
+        self.engine.inject(link.index, frame, int(index), settled)
 
     # -- the watchdog --------------------------------------------------------------------------
 
