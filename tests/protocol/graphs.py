@@ -79,11 +79,20 @@ class Graph:
         """The same graph with every link changed, such as its window."""
         return replace(self, links=tuple(replace(link, **changes) for link in self.links))
 
-    def is_pool(self, name: str) -> bool:
-        """Whether any replica may get a message, so that a copy may go to another one."""
-        return self.node(name).replicas > 1 and any(
-            link.route == "balance" for link in self.links if link.target == name
-        )
+    def is_exact(self, name: str) -> bool:
+        """Whether a message gets there once, as long as no replica of the node dies.
+
+        Not in a pool, where a copy may go to another replica; nor behind one on a link that has no
+        ids to tell the copy by.
+        """
+        pool = self.node(name).replicas > 1
+        for link in self.links:
+            if link.target == name:
+                if pool and link.route == "balance" and not link.lossy:
+                    return False
+                if link.lossy and not self.is_exact(link.source):
+                    return False
+        return True
 
 
 def graph(name: str, nodes: Sequence[Node], links: Sequence[tuple[str, ...]]) -> Graph:
@@ -345,6 +354,16 @@ LOSSY_FIRST = graph(
     [("s.out", "w.in", "balance", "lossy"), ("w.out", "t.in")],
 )
 
+DROPPING = graph(
+    "at most once, the oldest dropped",
+    [
+        Node("s", 2, count=30, many=3),
+        Node("k", 2, handle=passing("k")),
+        Node("t"),
+    ],
+    [("s.out", "k.in", "key", "lossy", "drop"), ("k.out", "t.in", "broadcast", "lossy", "drop")],
+).where(window=4)
+
 LOSSY_LAST = graph(
     "at least once, then at most once",
     [
@@ -367,6 +386,5 @@ EXACT = (
     COUNT,
     ORDER,
     GROUPS,
-    REFUSING,
 )
 """Graphs with at-least-once links: nothing may be lost."""

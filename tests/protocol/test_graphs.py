@@ -82,24 +82,32 @@ def test_runs_are_repeated_by_their_seed() -> None:
 
 @pytest.mark.parametrize("name", ["none", "delays", "kills", "breaks", "pauses", "all"])
 @pytest.mark.parametrize(
-    "graph", [graphs.LOSSY, graphs.LOSSY_FIRST, graphs.LOSSY_LAST], ids=lambda graph: graph.name
+    "graph",
+    [graphs.LOSSY, graphs.LOSSY_FIRST, graphs.LOSSY_LAST, graphs.DROPPING],
+    ids=lambda graph: graph.name,
 )
 def test_at_most_once_ends_and_counts_its_losses(graph: Graph, name: str) -> None:
     for seed in range(SEEDS):
         world = run(graph, seed, FAULTS[name])
-        if name == "none":
+        if name == "none" and graph is not graphs.DROPPING:
             assert world.observed["t"] == world.expectation.total["t"]
         for terms in graph.links:
             entry = total(
                 Books(row).read() for (link, _, _), row in world.rows.items() if link == terms.index
             )
             assert not terms.lossy or entry.redelivered == 0
-        if graph is graphs.LOSSY:
+        if graph in (graphs.LOSSY, graphs.DROPPING):
             seen = world.observed["t"]
             assert not seen or max(seen.values()) == 1, "delivered twice"
 
 
 # ---------------------------------------------------------------------------- corners
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_dead_letters_are_booked_once(name: str) -> None:
+    for seed in range(2 * SEEDS):
+        run(graphs.REFUSING, seed, FAULTS[name])
 
 
 @pytest.mark.parametrize("count", [1, 2])

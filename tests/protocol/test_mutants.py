@@ -20,13 +20,14 @@ from flowkit.protocol import batching, project, receiver, sender
 from flowkit.protocol import engine as core
 from flowkit.protocol.engine import Engine, Inbox
 from flowkit.protocol.events import ReportDone
-from flowkit.protocol.lineage import DONE, Root, Roots, Seen, Work, derive, root_id
+from flowkit.protocol.lineage import DONE, Root, Roots, Seen, Settled, Work, derive, root_id
 from flowkit.protocol.project import Project
 from flowkit.protocol.receiver import InBatch, Receiver, State
 from flowkit.protocol.sender import OutBatch, Sender, Session
 from tests.protocol import graphs
 from tests.protocol.graphs import Graph
-from tests.protocol.sim import CODEC, Failure, Faults, Process, World, replaced, run
+from tests.protocol.processes import CODEC, Failure, Process
+from tests.protocol.sim import Faults, World, replaced, run
 from tests.protocol.worlds import KillsBeforeDone, RetiringWorld, SlowWorld
 
 SEEDS = 60
@@ -59,9 +60,31 @@ class AckOfCopiesAtOnce(Receiver):
     def _data(self, frame: wire.Data) -> None:
         known = self._seen.look(frame.id, frame.span)
         super()._data(frame)
-        if known is not None and known is not DONE and self._entries:
+        if known is not None and not isinstance(known, Settled) and self._entries:
             self._entries[-1].done = True
             self._advance()
+
+
+class AckOutOfOrder(Receiver):
+    """Acknowledges up to the highest batch that is done, not to the lowest that is not."""
+
+    def _advance(self) -> None:
+        last = max((n for n, entry in enumerate(self._entries) if entry.done), default=-1)
+        for entry in list(self._entries)[: last + 1]:
+            entry.done = True
+        super()._advance()
+
+
+class DoneWhenSent(Sender):
+    """Nothing is owed any more when everything is sent."""
+
+    @property
+    def idle(self) -> bool:
+        return not any(self._queues)
+
+
+class NothingOwed(Roots):
+    idle = True  # type: ignore[assignment]
 
 
 class CommitOfTheHighest(Roots):
@@ -106,6 +129,10 @@ def derive_without_link(parent: bytes, way: bytes, chunk: int, slot: int) -> byt
     return derive(parent, way.rpartition(b">")[2], chunk, slot)
 
 
+def derive_without_chunk(parent: bytes, way: bytes, chunk: int, slot: int) -> bytes:
+    return derive(parent, way, 0, slot)
+
+
 class SlotIsReplica(Engine):
     def release(self, work: Work, *rest: Any) -> list[Any]:
         def derive_from_replica(parent: bytes, way: bytes, chunk: int, slot: int) -> bytes:
@@ -130,6 +157,34 @@ class FinishOfAnIncarnation(Roots):
         return root
 
 
+class ForgottenTooEarly(Roots):
+    """Says that less is open than is."""
+
+    def open(self, *rest: Any) -> Root:
+        root = super().open(*rest)
+        root.span = min(root.span, 1)
+        return root
+
+
+class SeenByLinks(Engine):
+    """One memory of ids for all links of a node."""
+
+    def __init__(self, *rest: Any) -> None:
+        super().__init__(*rest)
+        shared = Seen()
+        for one in self._all_receivers():
+            one._seen = shared
+
+
+class SeenByProducer(Engine):
+    """A memory of ids for each producer replica."""
+
+    def __init__(self, *rest: Any) -> None:
+        super().__init__(*rest)
+        for one in self._all_receivers():
+            one._seen = Seen()
+
+
 class LeastRecentlyUsed(Seen):
     """Remembers a number of ids that was guessed."""
 
@@ -147,9 +202,9 @@ class LeastRecentlyUsed(Seen):
         while len(self._known) > self.SIZE:
             self._known.popitem(last=False)
 
-    def done(self, id: bytes) -> None:
+    def done(self, id: bytes, how: Settled = DONE) -> None:
         if id in self._known:
-            self._known[id] = DONE
+            self._known[id] = how
 
 
 # ---------------------------------------------------------------------------- links
@@ -378,6 +433,20 @@ MUTANTS = [
         seeds=150,
     ),
     Mutant(
+        "acknowledge out of order",
+        graphs.POOL_POOL_SINK,
+        KILLS,
+        "lost rule",
+        [(core, "Receiver", AckOutOfOrder)],
+    ),
+    Mutant(
+        "leave when everything is sent",
+        graphs.POOL_SINK,
+        Faults(kills=3),
+        "lost rule left hung",
+        [(core, "Sender", DoneWhenSent), (core, "Roots", NothingOwed)],
+    ),
+    Mutant(
         "commit the highest, not the lowest",
         graphs.POOL_SINK,
         KILLS,
@@ -404,6 +473,34 @@ MUTANTS = [
         CLEAN,
         "lost rule",
         [(core, "derive", derive_without_link)],
+    ),
+    Mutant(
+        "ids without the chunk",
+        graphs.SOURCES_CHUNKS,
+        CLEAN,
+        "lost rule",
+        [(core, "derive", derive_without_chunk)],
+    ),
+    Mutant(
+        "forget ids too early",
+        graphs.POOL_SINK,
+        Faults(slow=0.2),
+        "lost rule",
+        [(core, "Roots", ForgottenTooEarly)],
+    ),
+    Mutant(
+        "one memory of ids for all links",
+        graphs.TWO_INPUTS,
+        CLEAN,
+        "lost rule",
+        [(core, "Engine", SeenByLinks)],
+    ),
+    Mutant(
+        "a memory of ids for each producer",
+        graphs.POOL_SINK,
+        HARD,
+        "doubled",
+        [(core, "Engine", SeenByProducer)],
     ),
     Mutant(
         "the replica as slot",
@@ -444,14 +541,14 @@ MUTANTS = [
     Mutant(
         "HELLO is not repeated",
         graphs.POOL_SINK,
-        BREAKS,
+        Faults(breaks=14),
         "hung",
         [(core, "Receiver", HelloOnce)],
     ),
     Mutant(
         "accept an unknown session",
         graphs.POOL_KEYED_SINK,
-        Faults(breaks=8, slow=0.2),
+        Faults(breaks=14, slow=0.3),
         "lost rule hung",
         [(core, "Sender", UnknownSessionAccepted)],
         seeds=150,
@@ -487,7 +584,7 @@ MUTANTS = [
     ),
     Mutant(
         "a window too small for a batch",
-        graphs.POOL_SINK,
+        graphs.POOL_SINK.where(window=1),
         CLEAN,
         "hung",
         [(core, "Sender", StrictSender)],

@@ -1,0 +1,136 @@
+"""Which replica gets what: pure, in order, every message once (or once for each replica)."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis.strategies import integers, lists, none, one_of, sampled_from, text, tuples
+
+from flowkit.errors import EncodeError
+from flowkit.message import SLOTS, slot_of
+from flowkit.protocol.routing import ANY, Cut, Router, extractor
+
+KEYS = one_of(text(max_size=3), integers(-5, 5), none(), tuples(text(max_size=1), integers(0, 2)))
+ROUTES = sampled_from(["balance", "key", "broadcast"])
+
+
+@given(ROUTES, integers(1, 5), lists(KEYS, min_size=1, max_size=60), integers(1, 20))
+def test_everything_goes_somewhere_in_order(
+    route: str, groups: int, keys: list[Any], size: int
+) -> None:
+    router = Router(route, groups, by=lambda message: "none")
+    messages = list(range(len(keys)))
+    headers = [{"n": str(number)} for number in messages]
+    cuts = router.cut(messages, keys, headers, size)
+    assert cuts == Router(route, groups, by=lambda message: "none").cut(
+        messages, keys, headers, size
+    ), "a pure function of its input"
+    assert len({(cut.slot, number) for number, cut in enumerate(cuts)}) == len(cuts)
+    by_group: dict[int, list[int]] = defaultdict(list)
+    for cut in cuts:
+        assert 1 <= len(cut.messages) <= size
+        assert cut.keys == [keys[message] for message in cut.messages]
+        assert cut.headers == [headers[message] for message in cut.messages]
+        by_group[cut.group] += cut.messages
+    for sent in by_group.values():
+        assert sent == sorted(sent), "in order"
+    times = Counter(message for sent in by_group.values() for message in sent)
+    assert times == Counter(dict.fromkeys(messages, router.copies))
+    if route == "broadcast":
+        assert sorted(by_group) == list(range(groups))
+    if route == "balance":
+        assert list(by_group) == [ANY]
+
+
+@given(lists(text(max_size=3), min_size=1, max_size=60), integers(2, 5))
+def test_a_key_has_one_replica(keys: list[str], groups: int) -> None:
+    router = Router("key", groups)
+    for cut in router.cut(list(keys), None, None, 10):
+        assert {slot_of(key) % groups for key in cut.messages} == {cut.group}
+        assert {router.group_of(key) for key in cut.messages} == {cut.group}
+
+
+def test_slots_tell_replicas_and_maps_apart() -> None:
+    def slots(route: str, version: int = 0) -> list[int]:
+        router = Router(route, 3, version=version)
+        return sorted({cut.slot for cut in router.cut(list(range(100)), None, None, 1000)})
+
+    assert slots("balance") == [0], "any replica may take it: its number is not in the id"
+    assert slots("broadcast") == [0, 1, 2]
+    assert slots("key") == [0, 1, 2]
+    assert slots("key", version=1) == [1 << 16, 1 << 16 | 1, 1 << 16 | 2]
+
+
+def test_a_single_keyed_consumer_needs_no_keys() -> None:
+    router = Router("key", 1, by=extractor("nothing"))
+    assert router.cut(["a"], None, None, 5) == [Cut(0, 0, 0, ["a"], None, None)]
+
+
+def test_chunks_are_numbered_by_slot() -> None:
+    cuts = Router("broadcast", 2).cut(list("abcde"), None, None, 2)
+    assert [(cut.slot, cut.chunk, "".join(cut.messages)) for cut in cuts] == [
+        (0, 0, "ab"),
+        (0, 1, "cd"),
+        (0, 2, "e"),
+        (1, 0, "ab"),
+        (1, 1, "cd"),
+        (1, 2, "e"),
+    ]
+
+
+def test_an_explicit_key_stands_above_the_field() -> None:
+    router = Router("key", 5, by=extractor("user"))
+    cuts = router.cut([{"user": "a"}, {"user": "a"}], ["b", None], None, 9)
+    assert {cut.group: cut.keys for cut in cuts} == {
+        router.group_of("b"): ["b"],
+        router.group_of("a"): [None],
+    }
+
+
+@dataclass
+class User:
+    id: str
+
+
+@dataclass
+class Event:
+    user: User
+
+
+@pytest.mark.parametrize(
+    "message", [Event(User("x")), {"user": {"id": "x"}}, {"user": User("x")}], ids=repr
+)
+def test_a_field_is_read_from_attributes_and_mappings(message: object) -> None:
+    assert extractor("user.id")(message) == "x"
+
+
+@pytest.mark.parametrize("message", [Event(None), {}, {"user": {}}, 5, None], ids=repr)  # type: ignore[arg-type]
+def test_a_message_without_its_key_is_named(message: object) -> None:
+    router = Router("key", 2, by=extractor("user.id"))
+    with pytest.raises(EncodeError, match=type(message).__name__):
+        router.cut([message], None, None, 9)
+
+
+@pytest.mark.parametrize("key", [[1], {"a": 1}, {1}, object(), 1j])
+def test_nonsense_is_no_key(key: Any) -> None:
+    with pytest.raises(EncodeError, match="cannot be a key"):
+        Router("key", 2).cut([key], None, None, 9)
+
+
+def test_equal_keys_of_other_types_are_not_confused() -> None:
+    router = Router("key", SLOTS)
+    for key in ("1", 1, 1.0, True, b"1"):
+        for _ in range(2):
+            assert router.cut([key], None, None, 9)[0].group == slot_of(key)  # type: ignore[arg-type]
+
+
+def test_the_cache_of_texts_is_bounded() -> None:
+    router = Router("key", 7)
+    for start in range(0, 200_000, 50_000):
+        router.cut([f"k{n}" for n in range(start, start + 50_000)], None, None, 1 << 20)
+        assert len(router._of_text) <= 1 << 16
+    assert router.cut(["k3"], None, None, 9)[0].group == slot_of("k3") % 7
