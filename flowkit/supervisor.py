@@ -25,6 +25,7 @@ from flowkit.clock import Clock, monotonic
 from flowkit.control.client import leave_contact
 from flowkit.control.replays import Replays
 from flowkit.errors import DirtyStop, WireError
+from flowkit.journal import holds_batches
 from flowkit.launchers.base import Launcher
 from flowkit.launchers.inprocess import InProcessLauncher
 from flowkit.launchers.process import ProcessLauncher
@@ -39,6 +40,7 @@ from flowkit.report import LinkReport, ReplicaReport, Report
 from flowkit.rundir import RunDirectory, make_private
 from flowkit.runtime import shared, spec
 from flowkit.runtime.books import ReplicaBooks
+from flowkit.runtime.journaling import journal_path
 from flowkit.runtime.output import Output
 from flowkit.runtime.planning import load_plan
 from flowkit.store import Store
@@ -151,15 +153,18 @@ class Supervisor:
             sources,
         )
         lossy = [link.index for link in self.plan.links if link.delivery == "at-most-once"]
+        durable = [link.index for link in self.plan.links if link.durable]
         self._books = {
             key: ReplicaBooks(
                 [link.index for link in self.plan.links if link.source == replica.node],
                 lossy,
+                durable,
                 self.plan.node(replica.node).positions,
             )
             for key, replica in self._project.replicas.items()
         }
         self._rundir = RunDirectory(self.plan.project, self.plan.path)
+        self._journals = self._rundir.state / "journals"
         self._replays = Replays(self._run, self._pass_on)
         self._peers: dict[bytes, tuple[Replica, int]] = {}
         self._peer_of: dict[tuple[str, int], tuple[bytes, int]] = {}
@@ -198,7 +203,8 @@ class Supervisor:
         self._rundir.acquire()
         make_private(self._rundir.state)
         self._store = Store(str(self._rundir.state / "flowkit.db"))
-        self._look_at_positions(self._store)
+        self._journals.mkdir(exist_ok=True)
+        self._look_at_leftovers(self._store)
         hub = MemoryHub()
         if self._in_process:
             self._transport = MemoryTransport(hub, self._loop)
@@ -371,11 +377,31 @@ class Supervisor:
 
     # -- set-up --------------------------------------------------------------------------------
 
-    def _look_at_positions(self, store: Store) -> None:
-        if self._sources and store.dirty and not self._resume and not self._fresh:
+    def _look_at_leftovers(self, store: Store) -> None:
+        """Positions and journals of an earlier run: only the caller knows what to do with them."""
+        mine = {
+            journal_path(self._journals, link, replica)
+            for link in self.plan.links
+            if link.durable
+            for replica in range(link.producers)
+        }
+        held = [path for path in self._journals.glob("*.journal") if holds_batches(path)]
+        if self._fresh:
+            for path in self._journals.iterdir():
+                path.unlink()
+            return
+        strange = [path for path in held if path not in mine]
+        if strange:
             raise DirtyStop(
-                f"the last run of {self.plan.project} was not drained and left positions behind",
-                hint="go on from them with --resume, or begin anew with --fresh",
+                f"the journal {strange[0]} holds messages, and belongs to no link of "
+                f"{self.plan.project} as it is now",
+                hint="run the topology it was made by with --resume, or drop it with --fresh",
+            )
+        if self._sources and not self._resume and (store.dirty or held):
+            what = "messages in journals" if held else "positions"
+            raise DirtyStop(
+                f"the last run of {self.plan.project} was not drained and left {what} behind",
+                hint="go on from there with --resume, or begin anew with --fresh",
             )
 
     def _begin_run(self) -> None:
@@ -563,6 +589,7 @@ class Supervisor:
             control=self._binding.address,
             run_directory=str(self._rundir.path),
             books=str(rows),
+            journals=str(self._journals),
             store=str(self._rundir.state / "flowkit.db"),
         )
         stdout = stderr = None

@@ -66,6 +66,13 @@ class Screen:
         count = sum(node.replicas for node in plan.nodes)
         replicas = f"{count} replica{'s' if count != 1 else ''}"
         self._print(Text(f"flowkit {version} · {plan.project} · {replicas}"))
+        for link in plan.links:
+            if link.durable and link.fsync == "never":
+                window = "with the machine, what the system has not yet written to the disk"
+                self._print(Text(f"{link.name}: fsync never: may lose, {window}"))
+            elif link.durable and link.fsync != "group":
+                interval = link.fsync.partition(":")[2]
+                self._print(Text(f"{link.name}: fsync {link.fsync}: may lose the last {interval}"))
 
     # -- the supervisor tells ------------------------------------------------------------------
 

@@ -350,6 +350,10 @@ class Engine:
             self.actions.append(Commit(self.roots.committed))
         self._progress()
 
+    def persisted(self, link: int, batches: Sequence[OutBatch], sequences: Sequence[int]) -> None:
+        """The journal of `link` holds `batches`, at `sequences`."""
+        self.senders[link].persisted(batches, sequences)
+
     # -- the end -------------------------------------------------------------------------------
 
     def end_stream(self) -> None:

@@ -7,9 +7,12 @@ actions, which the shell carries out in order. Links are named by their number i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowkit.wire import Frame
+
+if TYPE_CHECKING:
+    from flowkit.protocol.sender import OutBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,11 @@ class Terms:
     window: int = 1 << 16
     """Messages that may be unacknowledged at one producer replica; one batch always may."""
     window_bytes: int = 64 << 20
+    durable: bool = False
+    """Batches are on disk before what they were made of is acknowledged."""
+    origin: int = 0
+    """With `durable`: what replica 0 of the producer puts for its origin in the ids of batches on
+    this link, which begin a lineage of their own in the journal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,22 @@ class Disconnect:
 
 
 @dataclass(frozen=True, slots=True)
+class Persist:
+    """Write `batches` to the journal of output link `link`; then call `Engine.persisted`."""
+
+    link: int
+    batches: list[OutBatch]
+
+
+@dataclass(frozen=True, slots=True)
+class Erase:
+    """Batch `sequence` of the journal of `link` is acknowledged: take it out."""
+
+    link: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
 class Complain:
     """Tell the operator: a peer was refused or broke a rule."""
 
@@ -114,6 +138,8 @@ Action = (
     | ToProducer
     | Connect
     | Disconnect
+    | Persist
+    | Erase
     | Complain
     | CallFinish
     | ReportDone

@@ -20,6 +20,9 @@ from typing import Any, NamedTuple
 
 ID_SIZE = 16
 PATH_SIZE = 6
+JOURNAL = 0xFFFF
+"""Stands for the incarnation in the ids of batches of a journal, whose sequences go on for ever."""
+
 FINISH = 0
 """Stands for the incarnation in the ids of what `finish()` sends. Real ones count from 1."""
 

@@ -16,9 +16,17 @@ from collections.abc import Callable, Sequence
 
 from flowkit import wire
 from flowkit.protocol.batching import MAX_COUNT
-from flowkit.protocol.events import Action, Complain, Identity, Terms, ToConsumer
+from flowkit.protocol.events import (
+    Action,
+    Complain,
+    Erase,
+    Identity,
+    Persist,
+    Terms,
+    ToConsumer,
+)
 from flowkit.protocol.ledger import Books
-from flowkit.protocol.lineage import Work
+from flowkit.protocol.lineage import JOURNAL, MAX_SPAN, Seen, Work, root_id
 from flowkit.protocol.routing import ANY
 from flowkit.wire import Ack, Close, Credit, Data, End, Frame, Heartbeat, Hello, Reset, Welcome
 
@@ -45,6 +53,7 @@ class OutBatch:
         "work",
         "own",
         "attempts",
+        "sequence",
     )
 
     def __init__(
@@ -68,6 +77,8 @@ class OutBatch:
         self.work: Work | None = work
         self.own = own
         self.attempts = 0
+        self.sequence = 0
+        """Its place in the journal of a durable link."""
 
 
 class Session:
@@ -144,6 +155,10 @@ class Sender:
         self._opened = 0
         self._ended = False
         self._closed = False
+        self._made = Seen()
+        self._unsaved: list[OutBatch] = []
+        self._saving = 0
+        self._saved: dict[int, None] = {}  # sequences in the journal, in order
         self.derived = False
         """Whether batches that were made of input have been acknowledged."""
         self.messages = 0
@@ -170,6 +185,8 @@ class Sender:
             sum(map(len, self._queues)) >= WAITING * len(self._queues)
             or self.messages >= self.terms.window
             or self.bytes >= self.terms.window_bytes
+            or self._saving + len(self._unsaved) >= WAITING * len(self._queues)
+            or self._span() >= MAX_SPAN
         )
 
     @property
@@ -186,6 +203,8 @@ class Sender:
         if self._closed:
             raise AssertionError(f"{self.terms.name}: a batch after CLOSE")
         for batch in batches:
+            if self.terms.durable and not self._is_new(batch):
+                continue
             self.books.sent(batch.count, batch.own)
             if self.terms.lossy:
                 batch.work = None
@@ -195,10 +214,45 @@ class Sender:
                 batch.work.pending += 1
             self.messages += batch.count
             self.bytes += batch.size
-            self._queues[0 if batch.group == ANY else batch.group].append(batch)
+            if self.terms.durable:
+                self._unsaved.append(batch)
+            else:
+                self._queue(batch)
+
+    def persisted(self, batches: Sequence[OutBatch], sequences: Sequence[int]) -> None:
+        """Those batches are in the journal, at `sequences`: what they were made of may be
+        acknowledged, and they may go."""
+        self._saving -= len(batches)
+        for batch, sequence in zip(batches, sequences, strict=True):
+            self._enter(batch, sequence)
+            if batch.work is not None:
+                batch.work.release()
+                batch.work = None
+            self._queue(batch)
+        self.flush()
+
+    def restore(self, batches: Sequence[OutBatch], sequences: Sequence[int]) -> None:
+        """What the journal held when the replica was started, oldest first; before all else."""
+        for batch, sequence in zip(batches, sequences, strict=True):
+            self._enter(batch, sequence)
+            batch.work = None
+            self.books.sent(batch.count, own=False)
+            self.messages += batch.count
+            self.bytes += batch.size
+            self._queue(batch)
+
+    def made(self, lineages: Sequence[bytes]) -> None:
+        """Ids of batches that were journaled before: they are not taken in again."""
+        for id in lineages:
+            self._made.look(id, 0xFFFF)
+            self._made.begin(id, True)
 
     def flush(self) -> None:
         """Hand queued batches to sessions that have room."""
+        if self._unsaved:
+            unsaved, self._unsaved = self._unsaved, []
+            self._saving += len(unsaved)
+            self._post(Persist(self.terms.index, unsaved))
         if self.terms.route == "balance":
             queue = self._queues[0]
             while queue:
@@ -395,7 +449,34 @@ class Sender:
             self.books.settled(batch.count, dead, gone, batch.own)
             self._forget(batch)
 
+    def _queue(self, batch: OutBatch) -> None:
+        self._queues[0 if batch.group == ANY else batch.group].append(batch)
+
+    def _is_new(self, batch: OutBatch) -> bool:
+        """Whether a batch of a durable link is not in the journal yet: it may be made again when
+        the process died between journaling it and acknowledging what it was made of."""
+        if self._made.look(batch.id, batch.span) is not None:
+            return False
+        self._made.begin(batch.id, True)
+        return True
+
+    def _enter(self, batch: OutBatch, sequence: int) -> None:
+        """Give a batch the id it has as an entry of the journal."""
+        self._saved[sequence] = None
+        batch.sequence = sequence
+        origin = self.terms.origin + self._identity.replica
+        batch.id = root_id(origin, JOURNAL, sequence)
+        batch.span = sequence - next(iter(self._saved))
+
+    def _span(self) -> int:
+        if not self._saved:
+            return 0
+        return next(reversed(self._saved)) - next(iter(self._saved))
+
     def _forget(self, batch: OutBatch) -> None:
+        if batch.sequence:
+            del self._saved[batch.sequence]
+            self._post(Erase(self.terms.index, batch.sequence))
         self.messages -= batch.count
         self.bytes -= batch.size
         self.derived = self.derived or not batch.own

@@ -33,6 +33,7 @@ from flowkit.runtime import shared
 from flowkit.runtime.handling import Ports, StopProject, Undertaker
 from flowkit.runtime.inlet import Inlet, PlainInlet, Shop
 from flowkit.runtime.jobs import JobInlet
+from flowkit.runtime.journaling import JournalDriver
 from flowkit.runtime.shared import SharedRows
 from flowkit.runtime.sourcing import Outflow, RunDriver, SourceDriver
 from flowkit.runtime.spec import ReplicaSpec, terms_of
@@ -113,6 +114,11 @@ class Runner:
         self._outflow = Outflow(self.engine, self._ports, self._release, self.wake)
         for port in self._ports.ports.values():
             port.attach(self._outflow.room)
+        self._journals = {
+            link.index: JournalDriver(spec, link, self.engine, self.wake, self.fail)
+            for link in spec.outputs
+            if link.durable
+        }
         self._bindings: dict[int, Binding] = {}
         self._connections: dict[tuple[int, int], Connection] = {}
         self._control: Connection | None = None
@@ -194,6 +200,8 @@ class Runner:
             if self._control is not None:
                 self._control.close(LINGER)
             self._store.close()
+            for journal in self._journals.values():
+                journal.close()
             if self._rows is not None:
                 self._gauges = [0] * ROW
                 self._rows.close()
@@ -428,6 +436,8 @@ class Runner:
                 self._connect(action)
             elif isinstance(action, events.Disconnect):
                 self._disconnect(action.link, action.producer)
+            elif isinstance(action, events.Persist | events.Erase):
+                self._journals[action.link].take(action)
             elif isinstance(action, events.Complain):
                 log.warning("%s: %s", self.spec.name, action.text)
             elif isinstance(action, events.Commit):
@@ -438,6 +448,8 @@ class Runner:
                 self._spawn(self._report_done())
             else:
                 self._leave()
+        for journal in self._journals.values():
+            journal.flush()
 
     def _leave(self) -> None:
         if self.engine.phase is Phase.CLOSED:
@@ -599,6 +611,8 @@ class Runner:
         if self._committing is not None:
             await self._committing
         await self._store_position()
+        for journal in self._journals.values():
+            journal.write()
         self._say(control.Done(self.spec.incarnation))
 
     async def _store_position(self) -> None:

@@ -24,6 +24,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     run_directory: str
     books: str
     """File of the shared counters; see `flowkit.runtime.shared`. Empty: count in memory."""
+    journals: str
+    """Directory of the journals of durable links."""
     store: str
     """The project's SQLite database of positions and dead letters."""
 
@@ -58,6 +60,8 @@ def terms_of(link: LinkPlan) -> Terms:
         when_full=link.when_full,
         window=link.window,
         window_bytes=link.window_bytes,
+        durable=link.durable,
+        origin=link.origin,
     )
 
 

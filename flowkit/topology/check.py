@@ -99,6 +99,20 @@ class _Graph:
                 "promises not to",
                 "add 'delivery: at-most-once', or remove when_full",
             )
+        if link.durable and link.delivery == "at-most-once":
+            self._say(
+                marks.value((*at, "durable")),
+                "E115",
+                "durable keeps messages until they are done, and delivery: at-most-once does not",
+                "remove one of the two",
+            )
+        if link.fsync != "group" and not link.durable:
+            self._say(
+                marks.key((*at, "fsync")),
+                "E115",
+                "'fsync' has no meaning without a journal",
+                "add 'durable: true', or remove 'fsync'",
+            )
         if link.by is not None and link.route != "key":
             self._say(
                 marks.key((*at, "by")),

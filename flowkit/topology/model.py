@@ -139,6 +139,34 @@ def _window(value: Any) -> int | str:
     return value
 
 
+def _flag(value: Any) -> bool:
+    if isinstance(value, Substituted):
+        value = resolve(value)
+    if not isinstance(value, bool):
+        raise refuse("E104", f"true or false is expected, not {what(value)}")
+    return value
+
+
+def _fsync(value: Any) -> str:
+    text = _text(value)
+    if text in ("group", "never"):
+        return text
+    kind, _, interval = text.partition(":")
+    if kind != "interval":
+        raise refuse(
+            "E107",
+            f"'{names.shown(text)}' is none of group, interval:<ms>, never",
+            did_you_mean(kind, ("group", "interval", "never")),
+        )
+    try:
+        seconds = duration(interval)
+    except ValueError as error:
+        raise refuse("E107", str(error), "like interval:100ms") from None
+    if not 0.001 <= seconds <= 60:
+        raise refuse("E107", f"{text} is out of range: interval:1ms to interval:60s")
+    return text
+
+
 def _name(value: Any) -> str:
     text = _text(value)
     if not names.valid(text):
@@ -311,6 +339,13 @@ class LinkModel(Part):
         Literal["at-least-once", "at-most-once"],
         BeforeValidator(_choice("at-least-once", "at-most-once")),
     ] = Field("at-least-once", description="Whether messages of a dead replica are sent again.")
+    durable: Annotated[bool, BeforeValidator(_flag)] = Field(
+        False, description="Keep batches on disk until they are done, over the death of all."
+    )
+    fsync: Annotated[str, BeforeValidator(_fsync)] = Field(
+        "group",
+        description="With durable: group (before a batch counts as sent), interval:<ms>, or never.",
+    )
     when_full: Annotated[
         Literal["block", "drop-oldest", "drop-newest"],
         BeforeValidator(_choice("block", "drop-oldest", "drop-newest")),

@@ -76,6 +76,10 @@ class LinkPlan(Struct, frozen=True):
     transport: str
     producers: int
     consumers: int
+    durable: bool = False
+    fsync: str = "group"
+    origin: int = 0
+    """With `durable`: origin number of the journal of the producer's replica 0."""
 
 
 class Plan(Struct, frozen=True):
@@ -130,13 +134,13 @@ def make_plan(topology: Topology, inspection: Inspection) -> Plan:
         project=topology.project,
         path=topology.path,
         nodes=nodes,
-        links=_links(topology, inspection),
+        links=_links(topology, inspection, origin),
         modules=list(dict.fromkeys(node.use.partition(":")[0] for node in nodes)),
         env=topology.env,
     )
 
 
-def _links(topology: Topology, inspection: Inspection) -> list[LinkPlan]:
+def _links(topology: Topology, inspection: Inspection, origin: int) -> list[LinkPlan]:
     links: list[LinkPlan] = []
     for model in topology.links:
         source, out = model.from_.split(".", 1)
@@ -163,8 +167,13 @@ def _links(topology: Topology, inspection: Inspection) -> list[LinkPlan]:
                     transport=model.transport,
                     producers=topology.nodes[source].replicas,
                     consumers=topology.nodes[target].replicas,
+                    durable=model.durable,
+                    fsync=model.fsync,
+                    origin=origin if model.durable else 0,
                 )
             )
+            if model.durable:
+                origin += topology.nodes[source].replicas
     return links
 
 

@@ -1,0 +1,142 @@
+"""Drives the journal of one durable output link: what the engine asks for, once a turn."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+from flowkit.journal import Entry, Journal, JournalFull
+from flowkit.protocol import events
+from flowkit.protocol.engine import Engine
+from flowkit.protocol.lineage import Work
+from flowkit.protocol.sender import OutBatch
+from flowkit.runtime.spec import ReplicaSpec
+from flowkit.topology.plan import LinkPlan
+from flowkit.units import duration
+
+log = logging.getLogger("flowkit.replica")
+
+RETRY = 1.0
+"""Seconds until a full disk is tried again."""
+
+TIDY = 0.2
+"""Seconds that acknowledged batches may stay in the journal: taking them out earlier would cost an
+fsync of its own, and staying costs nothing but a copy that is recognised."""
+
+
+def journal_path(directory: Path, link: LinkPlan, replica: int) -> Path:
+    """The journal of a producer replica of `link`; the name is the link's, for people."""
+    name = f"{link.source}.{link.out}-{link.target}.{link.into}.{replica}.journal"
+    return directory / name
+
+
+class JournalDriver:
+    """The journal of `link` for the replica of `spec`. Gives the engine what it held.
+
+    With ``fsync: interval`` a batch counts as safe at once and is written within the interval.
+    """
+
+    def __init__(
+        self,
+        spec: ReplicaSpec,
+        link: LinkPlan,
+        engine: Engine,
+        wake: Callable[[], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self._link = link
+        self._engine = engine
+        self._wake = wake
+        self._fail = fail
+        kind, _, interval = link.fsync.partition(":")
+        self._interval = duration(interval) if kind == "interval" else None
+        groups = link.consumers if link.route != "balance" else 1
+        path = journal_path(Path(spec.journals), link, spec.replica)
+        self._journal = Journal(path, spec.run, groups, link.fsync)
+        self._waiting: list[tuple[OutBatch, Entry]] = []
+        self._full = False
+        self._timer: asyncio.TimerHandle | None = None
+        entries = self._journal.load()
+        sender = engine.senders[link.index]
+        sender.made(self._journal.lineages())
+        sender.restore([_batch(entry) for entry in entries], [one.sequence for one in entries])
+
+    def take(self, action: events.Persist | events.Erase) -> None:
+        """Collect what the engine asks for; `flush` writes it."""
+        if isinstance(action, events.Erase):
+            self._journal.settle([action.sequence])
+            return
+        for batch in action.batches:
+            entry = self._journal.append(
+                batch.id, batch.cut, batch.count, batch.group, batch.payload, batch.extras
+            )
+            self._journal.forget(batch.id[:4], int.from_bytes(batch.id[4:10]) - batch.span)
+            self._waiting.append((batch, entry))
+
+    def flush(self) -> None:
+        """Once a turn: write what something waits for; the rest has time."""
+        if self._waiting and self._interval is not None:
+            self._safe()
+        if self._waiting and not self._full:
+            self.write()
+        elif self._journal.dirty and self._timer is None:
+            delay = RETRY if self._full else TIDY if self._interval is None else self._interval
+            self._timer = asyncio.get_running_loop().call_later(delay, self._later)
+
+    def write(self) -> None:
+        """Write everything that was collected."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._journal.dirty:
+            return
+        try:
+            self._journal.commit()
+        except JournalFull as error:
+            if not self._full:
+                log.error(
+                    "no room on the disk for the journal %s: %s waits until there is",
+                    error,
+                    self._link.name,
+                )
+            self._full = True
+            self._timer = asyncio.get_running_loop().call_later(RETRY, self._later)
+            return
+        except sqlite3.Error as error:
+            # What is on the disk is not known any more: only a new start can tell.
+            self._fail(error)
+            return
+        if self._full:
+            self._full = False
+            log.warning("there is room for the journal of %s again", self._link.name)
+        self._safe()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._journal.close()
+
+    def _later(self) -> None:
+        self._timer = None
+        self.write()
+
+    def _safe(self) -> None:
+        """What waited is in the journal: its producer's input may be acknowledged."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            batches = [batch for batch, _ in waiting]
+            self._engine.persisted(
+                self._link.index, batches, [entry.sequence for _, entry in waiting]
+            )
+            self._wake()
+
+
+def _batch(entry: Entry) -> OutBatch:
+    """A batch as the journal has it."""
+    work = Work(entry.lineage, 0, entry.cut, lambda: None)
+    return OutBatch(
+        work, entry.lineage, entry.messages, entry.payload, entry.extras, entry.group, own=False
+    )
