@@ -39,9 +39,31 @@ class In(Generic[T]):
 
     name: str = ""
 
+    # Two overloads, so that `In(str)` is an `In[str]`, and a type that only exists at run time
+    # (`int | str`) makes an `In[Any]`.
+    @overload
     def __init__(
         self,
-        type: type[T] | Any,
+        type: type[T],
+        *,
+        batch: int | None = ...,
+        within: float | str | None = ...,
+        concurrency: int = ...,
+        codec: str | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: In[Any],
+        type: Any,
+        *,
+        batch: int | None = ...,
+        within: float | str | None = ...,
+        concurrency: int = ...,
+        codec: str | None = ...,
+    ) -> None: ...
+    def __init__(
+        self,
+        type: Any,
         *,
         batch: int | None = None,
         within: float | str | None = None,
@@ -76,9 +98,15 @@ class Out(Generic[T]):
 
     name: str = ""
 
+    @overload
     def __init__(
-        self, type: type[T] | Any, *, key: str | None = None, codec: str | None = None
-    ) -> None:
+        self, type: type[T], *, key: str | None = ..., codec: str | None = ...
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Out[Any], type: Any, *, key: str | None = ..., codec: str | None = ...
+    ) -> None: ...
+    def __init__(self, type: Any, *, key: str | None = None, codec: str | None = None) -> None:
         self.type = type
         self.key = key
         self.codec = codec

@@ -56,6 +56,16 @@ class DeadLetter:
     time: float = 0.0
 
 
+def _key(value: Any) -> Any:
+    """A key as it was: msgpack has no tuples, and keys have no lists."""
+    return tuple(map(_key, value)) if isinstance(value, list) else value
+
+
+def _text(text: str) -> str:
+    """Without lone surrogates, which SQLite does not take."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class Store:
     """The database at `path`, made if it is not there. One thread uses one `Store`."""
 
@@ -108,8 +118,8 @@ class Store:
                         letter.raw,
                         _encode(letter.key),
                         _encode(letter.headers),
-                        letter.error,
-                        letter.traceback,
+                        _text(letter.error),
+                        _text(letter.traceback),
                         letter.attempts,
                         wall(),
                         letter.run,
@@ -131,7 +141,9 @@ class Store:
         for row in self._db.execute(query + " ORDER BY number", numbers or ()):
             message, link, node, replica, raw, key, headers, *rest = row
             letters.append(
-                DeadLetter(message, link, node, replica, raw, decode(key), decode(headers), *rest)
+                DeadLetter(
+                    message, link, node, replica, raw, _key(decode(key)), decode(headers), *rest
+                )
             )
         return letters
 

@@ -198,6 +198,7 @@ class Supervisor:
         end, also when this raised.
         """
         self._loop = asyncio.get_running_loop()
+        self._began = self._clock()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._rundir.check(LONGEST_NAME + NAME_EXTRA)
         self._rundir.acquire()
@@ -215,8 +216,7 @@ class Supervisor:
         self._store.set_fact("topology", self.plan.path)
         self._launcher = self._make_launcher(hub)
         await self._launcher.start()
-        self._began = self._clock()
-        self._project.start(self._began)
+        self._project.start(self._clock())
         self._act()
         if not self._in_process:
             self._look()
@@ -355,7 +355,7 @@ class Supervisor:
             self._seconds or now - self._began,
             links,
             replicas,
-            verdict(self._shares(now)),
+            verdict(self._shares(now) if self._project.started else []),
             self._last_words,
         )
 

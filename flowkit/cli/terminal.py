@@ -11,6 +11,8 @@ import codecs
 import os
 import select
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 ORNAMENTS = {
@@ -134,6 +136,25 @@ def open_standard_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
             if getattr(sys, name) is None:
                 setattr(sys, name, open(descriptor, mode, closefd=False))
+
+
+@contextmanager
+def without_control_echo() -> Iterator[None]:
+    """Keep the terminal from showing `^C`, which would end up in the middle of a progress bar."""
+    try:
+        import termios
+
+        before = termios.tcgetattr(0)
+    except (ImportError, OSError, termios.error):  # no terminal, or none of this kind
+        yield
+        return
+    quiet = list(before)
+    quiet[3] &= ~termios.ECHOCTL
+    termios.tcsetattr(0, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSANOW, before)
 
 
 def reader_has_gone() -> bool:

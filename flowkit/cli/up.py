@@ -79,7 +79,8 @@ def command(
     screen = Screen(sys.stdout, colour=terminal.use_colour(sys.stdout))
     supervisor = Supervisor(file, in_process=in_process, resume=resume, fresh=fresh, watcher=screen)
     screen.begin(__version__, supervisor.plan)
-    report = asyncio.run(_run(supervisor, screen, drain_timeout))
+    with terminal.without_control_echo():
+        report = asyncio.run(_run(supervisor, screen, drain_timeout))
     screen.end(report, supervisor.state_directory)
     if report_file is not None:
         text = json.dumps(report.as_dict(), indent=2) + "\n"

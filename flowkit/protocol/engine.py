@@ -191,6 +191,10 @@ class Engine:
     def garbage_from_producer(self, link: int, producer: int, reason: str) -> None:
         self._receivers[link][producer].restart(reason)
 
+    def unreachable(self, link: int, producer: int) -> None:
+        """The connection to that producer leads nowhere any more, although it may live."""
+        self._receivers[link][producer].unreachable()
+
     def producer_at(self, link: int, replica: int, incarnation: int, address: str) -> None:
         """The supervisor says where a producer listens."""
         self._receivers[link][replica].available(incarnation, address)

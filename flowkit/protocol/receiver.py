@@ -254,6 +254,11 @@ class Receiver:
             self._say(Reset(self._session, reason))
         self._open()
 
+    def unreachable(self) -> None:
+        """The connection is broken: open another. While HELLO is out, `tick` repeats it anyway."""
+        if self.state is State.LIVE:
+            self.restart("unreachable")
+
     # -- inside --------------------------------------------------------------------------------
 
     def _open(self) -> None:

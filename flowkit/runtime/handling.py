@@ -121,7 +121,7 @@ class Undertaker:
                         key=keys[place] if keys else None,
                         headers=dict((headers[place] if headers else None) or {}),
                         error=_summary(error),
-                        traceback="".join(lines),
+                        traceback=_printable("".join(lines)),
                         attempts=attempts,
                         run=self._run,
                     )
@@ -242,4 +242,14 @@ def _preview(raw: bytes) -> str:
 
 
 def _summary(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """The error in one text, whatever it holds."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(an error that cannot be printed)"
+    return _printable(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def _printable(text: str) -> str:
+    """Without lone surrogates (file names, broken decoders), which neither store nor wire takes."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -8,7 +8,7 @@ the order of the messages and not of completion.
 from __future__ import annotations
 
 import asyncio
-import io
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -83,6 +83,21 @@ def _key(given: Any, message: Any, key_of: Callable[[Any], Any]) -> Any:
         return None
 
 
+def _stack(task: asyncio.Task[None]) -> str:
+    """Where a suspended task waits, down through what it awaits; asyncio shows the top alone."""
+    entries: list[traceback.FrameSummary] = []
+    waits: Any = task.get_coro()
+    while waits is not None:
+        kind = next((kind for kind in ("cr", "gi", "ag") if hasattr(waits, f"{kind}_frame")), None)
+        if kind is None:
+            break
+        frame = getattr(waits, f"{kind}_frame")
+        if frame is not None:
+            entries += traceback.extract_stack(frame, 1)
+        waits = getattr(waits, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
+    return "".join(traceback.format_list(entries[1:])).rstrip()
+
+
 class JobInlet(Inlet):
     """Coroutine handlers, and handlers of lists. `links` are those that lead to the channel."""
 
@@ -145,12 +160,7 @@ class JobInlet(Inlet):
         await asyncio.gather(*self._running, return_exceptions=True)
 
     def stacks(self) -> list[str]:
-        texts = []
-        for task in self._running:
-            text = io.StringIO()
-            task.print_stack(file=text)
-            texts.append(text.getvalue().rstrip())
-        return texts
+        return [_stack(task) for task in self._running]
 
     # -- from batches to jobs ------------------------------------------------------------------
 

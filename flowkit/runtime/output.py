@@ -10,6 +10,9 @@ from collections.abc import Callable
 TAIL = 40
 """Lines kept for the report of a failure."""
 
+READS = 32
+"""Reads, of 64 KiB each, that empty a pipe: it holds 64 KiB, and 1 MiB if somebody enlarged it."""
+
 LINE = 1 << 16
 """Bytes of a line at most; a longer one is cut."""
 
@@ -49,9 +52,13 @@ class Output:
         return True
 
     def drain(self) -> None:
-        """The writer has ended: read what it left. A grandchild may hold the pipe open."""
-        while self._open and self._read():
-            pass
+        """The writer has ended: read what it left, which is what a pipe holds at most.
+
+        A grandchild may hold the pipe open, and keep it full.
+        """
+        for _ in range(READS):
+            if not self._open or not self._read():
+                break
 
     def close(self) -> None:
         """Read what is left and close."""

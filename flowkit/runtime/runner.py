@@ -193,8 +193,10 @@ class Runner:
         try:
             await _call(self.node.teardown)
         finally:
+            # CLOSE frames must arrive; of what fails, others know by its death.
+            linger = LINGER if self.engine.phase is Phase.CLOSED else 0.0
             for binding in self._bindings.values():
-                binding.close(LINGER)
+                binding.close(linger)
             for connection in self._connections.values():
                 connection.close(0.0)
             if self._control is not None:
@@ -430,8 +432,8 @@ class Runner:
                 self._bindings[action.link].send(action.peer, encode(action.frame))
             elif isinstance(action, events.ToProducer):
                 connection = self._connections.get((action.link, action.producer))
-                if connection is not None:
-                    connection.send(encode(action.frame))
+                if connection is not None and not connection.send(encode(action.frame)):
+                    self.engine.unreachable(action.link, action.producer)
             elif isinstance(action, events.Connect):
                 self._connect(action)
             elif isinstance(action, events.Disconnect):
