@@ -1,0 +1,1 @@
+"""The nodes of the topologies in ``topologies/``, each run by a test."""

@@ -1,0 +1,1 @@
+"""One program four times: receive lines, send them on in capitals."""
