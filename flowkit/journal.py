@@ -2,18 +2,26 @@
 
 One SQLite database for each producer replica of a durable link, written by that replica alone. A
 batch is in it before its producer's input is acknowledged, so that it survives even if every
-process is killed; it is taken out when its consumer has acknowledged it. SQLite's write-ahead log
-cuts off a torn tail by itself; every row carries a checksum, because SQLite does not notice rot.
+process is killed; it is taken out when its consumer has acknowledged it.
+
+A torn tail is cut off by SQLite's write-ahead log: whose `commit` has not returned, may be missing.
+Rot is another matter, and SQLite notices little of it: every row carries a checksum, each
+transaction notes how many rows there are and the sum of their checksums, and a log whose middle
+does not read, which SQLite would take for a torn tail, is told from one by what comes after.
 
 `append` and `settle` collect; `commit` writes them as one transaction: the group that shares one
-fsync. `fsync` says how durable that is: ``group`` survives a power cut once `commit` has returned;
-``never`` survives the death of every process, but not of the machine.
+fsync. Once it has returned, they survive the death of every process. `fsync` says what survives
+that of the machine: with ``group`` the same; with ``interval`` what was there at the last `sync`;
+with ``never`` what the system had written by itself.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import sys
 from collections.abc import Iterable, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -32,6 +40,10 @@ CREATE TABLE IF NOT EXISTS lineages (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_LOG_HEADER, _FRAME_HEADER = 32, 24
+_SYNCHRONOUS = {"group": "FULL", "interval": "NORMAL", "never": "OFF"}
 
 
 class Entry(NamedTuple):
@@ -65,7 +77,7 @@ class Journal:
 
     `groups` is how many consumer replicas batches are cut for; a journal that still holds batches
     for another number is refused. `run` names the run, for lineages of which only this run can
-    make batches again. Raises `JournalDamaged`, and sqlite3.Error where the disk fails.
+    make batches again. Raises `JournalDamaged`, and OperatorError where the disk fails.
     """
 
     def __init__(self, path: Path, run: str, groups: int, fsync: str = "group") -> None:
@@ -74,22 +86,37 @@ class Journal:
         self._pending: list[Entry] = []
         self._settled: list[int] = []
         self._forget: dict[bytes, int] = {}
+        self._held: dict[int, int] = {}
+        """The checksum of each batch in the database."""
+        kind = fsync.partition(":")[0]
         try:
+            if kind == "group" and path.exists() and _log_is_broken(path):
+                raise self._damaged("its log is broken in the middle")
             self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute(f"PRAGMA synchronous = {'OFF' if fsync == 'never' else 'FULL'}")
-            self._db.executescript(_SCHEMA)
-            self._check_groups(groups)
-            self._db.execute("DELETE FROM lineages WHERE run != ?", (run,))
-            row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'batches'")
-            self._last = int((row.fetchone() or (0,))[0])
-        except sqlite3.DatabaseError as error:
-            raise self._damaged(str(error)) from error
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[kind]}")
+                self._db.executescript(_SCHEMA)
+                self._check_groups(groups)
+                self._db.execute("DELETE FROM lineages WHERE run != ?", (run,))
+                row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'batches'")
+                self._last = int((row.fetchone() or (0,))[0])
+            except BaseException:
+                self._db.close()
+                raise
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
 
     def load(self) -> list[Entry]:
-        """The batches that are not acknowledged, oldest first; each is checked."""
+        """The batches that are not acknowledged, oldest first. All that can be checked is.
+
+        Call it before anything is written.
+        """
         entries = []
         try:
+            (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise self._damaged(str(found).replace("\n", " "))
             rows = self._db.execute(
                 "SELECT sequence, lineage, cut, count, slot, payload, extras, crc FROM batches "
                 "ORDER BY sequence"
@@ -99,8 +126,13 @@ class Journal:
                 if entry.checksum() != crc:
                     raise self._damaged(f"batch {entry.sequence} is not what was written")
                 entries.append(entry)
-        except sqlite3.DatabaseError as error:
-            raise self._damaged(str(error)) from error
+                self._held[entry.sequence] = crc
+            noted = self._db.execute("SELECT value FROM facts WHERE name = 'held'").fetchone()
+        except (sqlite3.Error, TypeError, AttributeError) as error:  # a column of another type
+            raise self._unusable(error) from error
+        if (noted or (_sum({}),))[0] != _sum(self._held):
+            raise self._damaged("there are other batches in it than were written")
+        self._last = max(self._last, entries[-1].sequence if entries else 0)
         return entries
 
     def lineages(self) -> list[bytes]:
@@ -135,50 +167,69 @@ class Journal:
     def commit(self) -> Sequence[Entry]:
         """Write what was collected, as one transaction; returns the batches that are safe now.
 
-        Raises `JournalFull` if there is no room, and sqlite3.Error if the disk fails; then nothing
-        was written and everything is still collected.
+        Raises `JournalFull` if there is no room, and sqlite3.Error if the disk fails; then no batch
+        was taken in, and everything that was not written is still collected.
         """
-        pending, settled, forget = self._pending, self._settled, self._forget
+        pending = self._pending
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self._write(pending, settled, forget)
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+            self._transact(pending)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise JournalFull(str(self._path)) from error
-            raise
-        self._pending, self._settled, self._forget = [], [], {}
+            if _code(error) != sqlite3.SQLITE_FULL:
+                raise
+            # Taking out needs less room than taking in, and makes some. The log cannot grow, so
+            # let what is in it be overwritten.
+            with suppress(sqlite3.OperationalError):
+                if self._settled:
+                    self._transact([])
+            with suppress(sqlite3.OperationalError):
+                self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            raise JournalFull(str(self._path)) from error
+        self._pending = []
         return pending
 
+    def sync(self) -> None:
+        """With ``fsync: interval``: what was committed survives the machine, too. Raises OSError."""
+        log = f"{self._path}-wal"
+        with open(log if os.path.exists(log) else self._path, "rb+") as file:
+            os.fsync(file.fileno())
+
+    def _transact(self, pending: list[Entry]) -> None:
+        """Write `pending` and what is to be taken out, or nothing."""
+        held = dict(self._held)
+        for sequence in self._settled:
+            held.pop(sequence, None)
+        held.update((entry.sequence, entry.checksum()) for entry in pending)
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._write(pending, self._settled, self._forget)
+            self._db.execute("INSERT OR REPLACE INTO facts VALUES ('held', ?)", (_sum(held),))
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        self._held = held
+        self._settled, self._forget = [], {}
+
     def _write(self, pending: list[Entry], settled: list[int], forget: dict[bytes, int]) -> None:
-        if pending:
-            self._db.executemany(
-                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                [(*entry, entry.checksum()) for entry in pending],
-            )
-            self._db.executemany(
-                "INSERT OR IGNORE INTO lineages VALUES (?, ?, ?, ?)",
-                [
-                    (
-                        self._run,
-                        entry.lineage[:4],
-                        int.from_bytes(entry.lineage[4:10]),
-                        entry.lineage,
-                    )
-                    for entry in pending
-                ],
-            )
+        # First what makes room.
         self._db.executemany(
             "DELETE FROM batches WHERE sequence = ?", [(sequence,) for sequence in settled]
         )
         self._db.executemany(
             "DELETE FROM lineages WHERE run = ? AND span = ? AND root < ?",
             [(self._run, span, low) for span, low in forget.items()],
+        )
+        self._db.executemany(
+            "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(*entry, entry.checksum()) for entry in pending],
+        )
+        self._db.executemany(
+            "INSERT OR IGNORE INTO lineages VALUES (?, ?, ?, ?)",
+            [
+                (self._run, one.lineage[:4], int.from_bytes(one.lineage[4:10]), one.lineage)
+                for one in pending
+            ],
         )
 
     def close(self) -> None:
@@ -201,16 +252,63 @@ class Journal:
             hint="restore it from a copy, or drop what it holds with --fresh",
         )
 
+    def _unusable(self, error: Exception) -> OperatorError:
+        if not isinstance(error, sqlite3.Error) or _code(error) in _DAMAGE:
+            return self._damaged(str(error))
+        if _code(error) == sqlite3.SQLITE_FULL:
+            return OperatorError(f"no room on the disk for the journal {self._path}")
+        return OperatorError(f"the journal {self._path} cannot be used: {error}")
+
 
 def holds_batches(path: Path) -> bool:
     """Whether the journal at `path` has batches that were never acknowledged, or is damaged."""
     try:
-        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
+        with closing(_open_to_read(path)) as db:
+            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'batches'").fetchone():
+                return False  # its maker died at once
+            held = db.execute("SELECT 1 FROM batches LIMIT 1").fetchone() is not None
+        return held or _log_is_broken(path)
     except sqlite3.Error:
         return True
-    try:
-        return db.execute("SELECT 1 FROM batches LIMIT 1").fetchone() is not None
-    except sqlite3.Error:
-        return True
-    finally:
-        db.close()
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    """A connection that changes nothing, and leaves the log where it is when it is closed."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
+
+
+def _log_is_broken(path: Path) -> bool:
+    """Whether the write-ahead log of the database at `path` holds commits beyond one that does not
+    read. SQLite ends there, as it must if the tail is torn; but a commit begins only when the one
+    before is on the disk, so behind a torn one there is no other.
+
+    What SQLite has read stands in its shared index, at the place that its documentation of the
+    format names; the frames beyond that are of the log if they bear its salt.
+    """
+    log = Path(f"{path}-wal")
+    with closing(_open_to_read(path)) as db:
+        try:
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            with open(f"{path}-shm", "rb") as index:
+                read = int.from_bytes(index.read(20)[16:], sys.byteorder)
+            size = log.stat().st_size
+        except FileNotFoundError:
+            return False  # no log
+    with open(log, "rb") as file:
+        header = file.read(_LOG_HEADER)
+        frame = _FRAME_HEADER + int.from_bytes(header[8:12])
+        commits = 0
+        for place in range(_LOG_HEADER + read * frame, size - _FRAME_HEADER + 1, frame):
+            file.seek(place)
+            head = file.read(_FRAME_HEADER)
+            commits += head[8:16] == header[16:24] and head[4:8] != bytes(4)
+    return commits > 1
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary error code; 0 if it is none of SQLite's errors."""
+    return int(getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
+
+
+def _sum(held: dict[int, int]) -> str:
+    return f"{len(held)} {sum(held.values())}"

@@ -146,7 +146,8 @@ class Runner:
     async def run(self) -> None:
         """Set the node up, run it until its end, tear it down."""
         try:
-            await _call(self.node.setup)
+            if not await self._set_up():
+                return
             self._bind()
             self._say(
                 control.Ready(
@@ -164,6 +165,19 @@ class Runner:
             await self._left
         finally:
             await self._end()
+
+    async def _set_up(self) -> bool:
+        """Call `setup`. False if the replica was told to leave meanwhile."""
+        task = self._loop.create_task(_call(self.node.setup))
+        try:
+            await asyncio.wait({task, self._left}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if task.cancelled():
+            return False
+        task.result()
+        return True
 
     def leave(self) -> None:
         """Stop at once, with whatever is in hand; the supervisor delivers it to others."""
