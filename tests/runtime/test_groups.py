@@ -1,0 +1,206 @@
+"""Handlers that take lists: how long, how soon, and when their messages are acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from flowkit import In, Meta, Node, Out, Source
+from tests.runtime.stage import books, collect, link, numbers
+
+
+def lists(got: list[list[int]], **options: Any) -> type[Node]:
+    class Lists(Node):
+        x = In(int, **options)
+        out = Out(int)
+
+        def on_x(self, messages: list[int]) -> None:
+            got.append(messages)
+            self.out.send(sum(messages))
+
+    return Lists
+
+
+def flat(got: list[list[int]]) -> list[int]:
+    return [message for messages in got for message in messages]
+
+
+@pytest.mark.parametrize("count", [0, 1, 9, 10, 11, 2000])
+@pytest.mark.parametrize("within", [None, 0.002])
+def test_lists_hold_at_most_as_many_as_asked_for(
+    play: Any, count: int, within: float | None
+) -> None:
+    got: list[list[int]] = []
+    sums: list[int] = []
+    report, _ = play(
+        {"a": numbers(count), "b": lists(got, batch=10, within=within), "c": collect(sums)},
+        ["a.out -> b.x", "b.out -> c.x"],
+    )
+    assert flat(got) == list(range(count))
+    assert all(1 <= len(messages) <= 10 for messages in got)
+    assert sums == [sum(messages) for messages in got]
+    assert books(report, "a.out -> b.x").entry.done == count
+
+
+def test_a_list_waits_for_more_messages_over_batches(play: Any) -> None:
+    """With a time to wait, lists are full although the messages come one by one."""
+    got: list[list[int]] = []
+    play({"a": numbers(60), "b": lists(got, batch=20, within="10s")}, ["a.out -> b.x"])
+    assert [len(messages) for messages in got] == [20, 20, 20]
+
+
+def test_without_a_time_a_list_never_waits(play: Any) -> None:
+    """A source that waits for the answer to its first message gets it."""
+    got: list[list[int]] = []
+    answered = asyncio.Event()
+
+    class Asks(Source):
+        out = Out(int)
+
+        async def read(self, position: int | None) -> Any:
+            yield 1, 1
+            await answered.wait()
+            yield 2, 2
+
+    class Lists(Node):
+        x = In(int, batch=100)
+
+        def on_x(self, messages: list[int]) -> None:
+            got.append(messages)
+            answered.set()
+
+    play({"a": Asks, "b": Lists}, ["a.out -> b.x"])
+    assert got == [[1], [2]]
+
+
+def test_a_list_that_is_not_full_is_handed_over_in_time(play: Any) -> None:
+    got: list[list[int]] = []
+    answered = asyncio.Event()
+
+    class Asks(Source):
+        out = Out(int)
+
+        async def read(self, position: int | None) -> Any:
+            for number in range(3):
+                yield number, number + 1
+            await answered.wait()
+            yield 3, 4
+
+    class Lists(Node):
+        x = In(int, batch=100, within=0.02)
+
+        def on_x(self, messages: list[int]) -> None:
+            got.append(messages)
+            answered.set()
+
+    play({"a": Asks, "b": Lists}, ["a.out -> b.x"])
+    assert got == [[0, 1, 2], [3]]
+
+
+def test_coroutines_that_take_lists(play: Any) -> None:
+    got: list[list[int]] = []
+    inside = most = 0
+
+    class Lists(Node):
+        x = In(int, batch=5, within=0.001, concurrency=3)
+        out = Out(int)
+
+        async def on_x(self, messages: list[int], metas: list[Meta]) -> None:
+            nonlocal inside, most
+            assert len(messages) == len(metas)
+            inside += 1
+            most = max(most, inside)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            inside -= 1
+            got.append(messages)
+            self.out.send_many(messages)
+
+    out: list[int] = []
+    play({"a": numbers(500), "b": Lists, "c": collect(out)}, ["a.out -> b.x", "b.out -> c.x"])
+    assert sorted(flat(got)) == sorted(out) == list(range(500))
+    assert 2 <= most <= 3
+
+
+def test_nothing_of_a_group_is_acknowledged_before_it_is_handled(stage: Any, on_loop: Any) -> None:
+    """A replica that dies with half a list in memory gets all of it again."""
+    got: list[list[int]] = []
+    go = asyncio.Event()
+
+    class Ends(Source):
+        out = Out(int)
+
+        async def read(self, position: int | None) -> Any:
+            for number in range(position or 0, 7):
+                yield number, number + 1
+            await go.wait()
+            for number in range(7, 12):
+                yield number, number + 1
+
+    async def run() -> Any:
+        async with stage(
+            {"a": Ends, "b": lists(got, batch=5, within="1h")}, ["a.out -> b.x"]
+        ) as built:
+            while not got:
+                await asyncio.sleep(0)
+            for _ in range(50):  # the acknowledgements of the first list are on their way
+                await asyncio.sleep(0)
+            entry = books(built.supervisor.report(), "a.out -> b.x").entry
+            assert (entry.done, entry.in_flight) == (5, 2)
+            built.crash("b.0")
+            go.set()
+            return await built.wait()
+
+    report = on_loop(run())
+    assert flat(got) == list(range(12)) and got[0] == [0, 1, 2, 3, 4]
+    assert books(report, "a.out -> b.x").entry.redelivered >= 2
+
+
+def test_a_list_that_fails_gives_up_all_its_messages(play: Any) -> None:
+    class Fails(Node):
+        x = In(int, batch=10, within=0.001)
+        out = Out(int)
+
+        def on_x(self, messages: list[int]) -> None:
+            self.out.send_many(messages)
+            if 15 in messages:
+                raise ValueError
+
+    got: list[int] = []
+    report, stage = play(
+        {"a": numbers(30), "b": Fails, "c": collect(got)}, ["a.out -> b.x", "b.out -> c.x"]
+    )
+    letters = stage.dead_letters
+    assert len(got) + len(letters) == 30 and 15 not in got
+    assert books(report, "a.out -> b.x").entry.dead_lettered == len(letters) >= 1
+
+
+def test_lists_of_a_lossy_link(play: Any) -> None:
+    got: list[list[int]] = []
+    sums: list[int] = []
+    play(
+        {"a": numbers(100), "b": lists(got, batch=7, within=0.001), "c": collect(sums)},
+        [link("a.out -> b.x", delivery="at-most-once"), "b.out -> c.x"],
+    )
+    assert flat(got) == list(range(100)) and sum(sums) == sum(range(100))
+
+
+def test_groups_of_several_inputs_do_not_mix(play: Any) -> None:
+    got: dict[str, list[int]] = {"x": [], "y": []}
+
+    class Two(Node):
+        x = In(int, batch=6, within=0.001)
+        y = In(int, batch=4)
+
+        def on_x(self, messages: list[int]) -> None:
+            got["x"] += messages
+
+        def on_y(self, messages: list[int]) -> None:
+            got["y"] += messages
+
+    play(
+        {"a": numbers(50), "b": numbers(50, first=100), "c": Two}, ["a.out -> c.x", "b.out -> c.y"]
+    )
+    assert got == {"x": list(range(50)), "y": list(range(100, 150))}

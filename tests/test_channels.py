@@ -1,0 +1,225 @@
+"""Ports and outboxes: who may send, what a message carries beside it, what is cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowkit import In, Out
+from flowkit.channels import CLOSED, Outbox, OutPort, TaskPort, current_outboxes
+from flowkit.errors import SendError
+
+PORTS: list[type[OutPort[Any]]] = [OutPort, TaskPort]
+
+
+@pytest.fixture(params=PORTS, ids=lambda kind: kind.__name__)
+def port(request: pytest.FixtureRequest) -> OutPort[Any]:
+    return request.param("words")
+
+
+def test_messages_keep_their_order(port: OutPort[Any]) -> None:
+    assert port.send(1) is None
+    port.send_many(iter([2, 3]))
+    port.send_many(())
+    port.send(4)
+    assert port.sent == [1, 2, 3, 4]
+
+
+def test_what_was_sent_is_a_copy(port: OutPort[Any]) -> None:
+    port.send(1)
+    port.sent.append(2)
+    assert port.sent == [1]
+
+
+async def _nowhere() -> None: ...
+
+
+def test_a_closed_port_refuses_everything(port: OutPort[Any]) -> None:
+    port.attach(_nowhere)
+    for send in (
+        lambda: port.send(1),
+        lambda: port.send(1, key="k"),
+        lambda: port.send(1, headers={"a": "b"}),
+        lambda: port.send_many([1]),
+        lambda: port.send_many([]),
+    ):
+        with pytest.raises(SendError, match="belongs to a running handler"):
+            send()
+    assert port.sent == [] and CLOSED.keys is None and CLOSED.headers is None
+
+
+def test_only_the_thread_of_the_loop_may_send(port: OutPort[Any]) -> None:
+    errors: list[BaseException] = []
+
+    def elsewhere() -> None:
+        for send in (lambda: port.send(1), lambda: port.send_many([1])):
+            try:
+                send()
+            except SendError as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert len(errors) == 2 and port.sent == []
+    assert "words.send() from another thread" in str(errors[0])
+
+
+def test_a_port_belongs_to_the_thread_that_runs_the_node() -> None:
+    ports: list[OutPort[int]] = []
+    thread = threading.Thread(target=lambda: ports.append(OutPort("x")))
+    thread.start()
+    thread.join()
+    (port,) = ports
+    port.attach(_nowhere)
+    port.use(Outbox())
+    port.send(1)
+    assert port.sent == [1]
+
+
+def test_reaching_the_limit_is_told_once_it_is_reached(port: OutPort[Any]) -> None:
+    told: list[int] = []
+    box = Outbox()
+    box.limit, box.on_limit = 2, lambda: told.append(len(box.messages))
+    port.use(box)
+    port.send(1)
+    assert told == []
+    port.send(2)
+    port.send_many([3, 4])
+    assert told == [2, 4]
+
+
+def test_room_is_what_the_runtime_says() -> None:
+    waits: list[str] = []
+
+    async def wait() -> None:
+        waits.append("room")
+
+    for kind in PORTS:
+        port = kind("x")
+        asyncio.run(port.room())
+        port.attach(wait)
+        asyncio.run(port.room())
+    assert waits == ["room", "room"]
+
+
+def test_inside_a_coroutine_handler_there_is_room() -> None:
+    async def never() -> None:
+        raise AssertionError
+
+    port: TaskPort[int] = TaskPort("x")
+    port.attach(never)
+
+    async def handler() -> None:
+        current_outboxes.set({"x": Outbox()})
+        await port.room()
+
+    asyncio.run(handler())
+
+
+def test_every_task_has_outboxes_of_its_own() -> None:
+    port: TaskPort[str] = TaskPort("x")
+    port.attach(_nowhere)
+
+    async def handler(name: str, box: Outbox) -> None:
+        current_outboxes.set({"x": box})
+        port.send(name + "1", key=name)
+        await asyncio.sleep(0)
+        port.send_many([name + "2"])
+
+    async def main() -> list[Outbox]:
+        boxes = [Outbox(), Outbox()]
+        await asyncio.gather(handler("a", boxes[0]), handler("b", boxes[1]))
+        with pytest.raises(SendError):
+            port.send("nobody")
+        return boxes
+
+    first, second = asyncio.run(main())
+    assert first.take() == (["a1", "a2"], ["a", None], None)
+    assert second.take() == (["b1", "b2"], ["b", None], None)
+
+
+def test_a_task_whose_handler_has_returned_may_not_send() -> None:
+    port: TaskPort[str] = TaskPort("x")
+    port.attach(_nowhere)
+
+    async def main() -> None:
+        boxes = {"x": Outbox()}
+        current_outboxes.set(boxes)
+        boxes.clear()
+        with pytest.raises(SendError):
+            port.send("late")
+
+    asyncio.run(main())
+
+
+Sent = tuple[int, Any, Any]
+sent = st.lists(
+    st.tuples(
+        st.integers(0, 9),
+        st.none() | st.sampled_from(["", "k", 0]),
+        st.none() | st.fixed_dictionaries({"h": st.text(max_size=2)}),
+    ),
+    max_size=8,
+)
+
+
+def fill(port: OutPort[int], messages: list[Sent]) -> None:
+    for message, key, headers in messages:
+        port.send(message, key=key, headers=headers)
+
+
+def columns(messages: list[Sent]) -> Any:
+    values, keys, headers = ([one[place] for one in messages] for place in range(3))
+    return (
+        values,
+        keys if any(key is not None for key in keys) else None,
+        headers if any(one is not None for one in headers) else None,
+    )
+
+
+@given(sent, st.integers(0, 8), sent, sent)
+def test_keys_and_headers_stay_with_their_messages(
+    first: list[Sent], length: int, second: list[Sent], third: list[Sent]
+) -> None:
+    """Whatever is cut off and put together in between; `None` everywhere is no column at all."""
+    box, other = Outbox(), Outbox()
+    port: OutPort[int] = OutPort("x")
+    port.use(box)
+    fill(port, first)
+    box.cut(length)
+    fill(port, second)
+    port.use(other)
+    fill(port, third)
+    box.extend(other)
+    values, keys, headers = box.take()
+    expected = columns(first[:length] + second + third)
+    assert values == expected[0]
+    blank = [None] * len(values)
+    assert (keys or blank, headers or blank) == (expected[1] or blank, expected[2] or blank)
+    assert all(column is None or len(column) == len(values) for column in (keys, headers))
+    assert box.take() == ([], None, None)
+
+
+def test_what_was_taken_is_not_touched_again() -> None:
+    box = Outbox()
+    box.messages.append(1)
+    taken, _, _ = box.take()
+    box.messages.append(2)
+    assert taken == [1]
+
+
+def test_channels_know_their_names() -> None:
+    class Thing:
+        lines = In(str)
+        words = Out(str, key="user.id", codec="json")
+
+    assert (Thing.lines.name, Thing.__dict__["words"].name) == ("lines", "words")
+    assert In(int, batch=5).within is None
+    assert In(int, batch=5, within="250ms").within == 0.25
+    assert In(int, batch=5, within=2).within == 2.0
