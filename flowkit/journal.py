@@ -23,7 +23,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from zlib import crc32
 
 from flowkit.errors import OperatorError
@@ -88,6 +88,8 @@ class Journal:
         self._forget: dict[bytes, int] = {}
         self._held: dict[int, int] = {}
         """The checksum of each batch in the database."""
+        self._total = 0
+        """The sum of them."""
         kind = fsync.partition(":")[0]
         try:
             if kind == "group" and path.exists() and _log_is_broken(path):
@@ -130,7 +132,8 @@ class Journal:
             noted = self._db.execute("SELECT value FROM facts WHERE name = 'held'").fetchone()
         except (sqlite3.Error, TypeError, AttributeError) as error:  # a column of another type
             raise self._unusable(error) from error
-        if (noted or (_sum({}),))[0] != _sum(self._held):
+        self._total = sum(self._held.values())
+        if (noted or ("0 0",))[0] != f"{len(entries)} {self._total}":
             raise self._damaged("there are other batches in it than were written")
         self._last = max(self._last, entries[-1].sequence if entries else 0)
         return entries
@@ -188,27 +191,34 @@ class Journal:
         return pending
 
     def sync(self) -> None:
-        """With ``fsync: interval``: what was committed survives the machine, too. Raises OSError."""
+        """With ``fsync: interval``: what was committed survives the machine, from now on.
+
+        Raises OSError.
+        """
         log = f"{self._path}-wal"
         with open(log if os.path.exists(log) else self._path, "rb+") as file:
             os.fsync(file.fileno())
 
     def _transact(self, pending: list[Entry]) -> None:
         """Write `pending` and what is to be taken out, or nothing."""
-        held = dict(self._held)
-        for sequence in self._settled:
-            held.pop(sequence, None)
-        held.update((entry.sequence, entry.checksum()) for entry in pending)
+        out = self._held.keys() & set(self._settled)
+        new = {entry.sequence: entry.checksum() for entry in pending}
+        count = len(self._held) - len(out) + len(new)
+        total = self._total - sum(self._held[sequence] for sequence in out) + sum(new.values())
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self._write(pending, self._settled, self._forget)
-            self._db.execute("INSERT OR REPLACE INTO facts VALUES ('held', ?)", (_sum(held),))
+            held = f"{count} {total}"
+            self._db.execute("INSERT OR REPLACE INTO facts VALUES ('held', ?)", (held,))
             self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
-        self._held = held
+        for sequence in out:
+            del self._held[sequence]
+        self._held |= new
+        self._total = total
         self._settled, self._forget = [], {}
 
     def _write(self, pending: list[Entry], settled: list[int], forget: dict[bytes, int]) -> None:
@@ -264,10 +274,10 @@ def holds_batches(path: Path) -> bool:
     """Whether the journal at `path` has batches that were never acknowledged, or is damaged."""
     try:
         with closing(_open_to_read(path)) as db:
-            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'batches'").fetchone():
-                return False  # its maker died at once
-            held = db.execute("SELECT 1 FROM batches LIMIT 1").fetchone() is not None
-        return held or _log_is_broken(path)
+            # Without the table its maker died at once.
+            made = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'batches'").fetchone()
+            held = made and db.execute("SELECT 1 FROM batches LIMIT 1").fetchone()
+        return held is not None or _log_is_broken(path)
     except sqlite3.Error:
         return True
 
@@ -296,6 +306,8 @@ def _log_is_broken(path: Path) -> bool:
             return False  # no log
     with open(log, "rb") as file:
         header = file.read(_LOG_HEADER)
+        if not read and size > _LOG_HEADER and not _is_whole(header):
+            return True
         frame = _FRAME_HEADER + int.from_bytes(header[8:12])
         commits = 0
         for place in range(_LOG_HEADER + read * frame, size - _FRAME_HEADER + 1, frame):
@@ -305,10 +317,17 @@ def _log_is_broken(path: Path) -> bool:
     return commits > 1
 
 
+def _is_whole(header: bytes) -> bool:
+    """Whether the header of a log is as it was written; it has a checksum of its own."""
+    magic, *words = (int.from_bytes(header[at : at + 4]) for at in range(0, _LOG_HEADER, 4))
+    order: Literal["big", "little"] = "big" if magic & 1 else "little"
+    first = second = 0
+    for at in range(0, 24, 8):
+        first = first + int.from_bytes(header[at : at + 4], order) + second & 0xFFFFFFFF
+        second = second + int.from_bytes(header[at + 4 : at + 8], order) + first & 0xFFFFFFFF
+    return magic >> 1 == 0x377F0682 >> 1 and [first, second] == words[-2:]
+
+
 def _code(error: sqlite3.Error) -> int:
     """SQLite's primary error code; 0 if it is none of SQLite's errors."""
     return int(getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
-
-
-def _sum(held: dict[int, int]) -> str:
-    return f"{len(held)} {sum(held.values())}"

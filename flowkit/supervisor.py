@@ -537,6 +537,7 @@ class Supervisor:
             elif isinstance(action, core.Bury):
                 key = (action.replica.node, action.replica.number)
                 self._books[key].close(self._clock(), dead=True)
+                self._remove_sockets(action.replica, action.incarnation)
                 self._replays.died(action.replica)
             elif isinstance(action, core.Poisoned):
                 self._watcher.poisoned(action)
@@ -609,6 +610,16 @@ class Supervisor:
             stdout=stdout,
             stderr=stderr,
         )
+
+    def _remove_sockets(self, replica: Replica, incarnation: int) -> None:
+        """A process that was killed has left its socket files behind."""
+        if self._in_process:
+            return
+        for link in self.plan.links:
+            if link.source == replica.node:
+                name = f"l{link.index}.{replica.number}.{incarnation}-*"
+                for path in self._rundir.path.glob(name):
+                    path.unlink(missing_ok=True)
 
     async def _new_launcher(self) -> None:
         """The launcher died, and its replicas with it: start another for those to come."""

@@ -22,11 +22,11 @@ from flowkit.errors import FlowkitError, LocalProtocolError, TopologyError
 
 VERBS = {
     "up": "Run a topology until its stream ends or Ctrl-C.",
-    "dead-letters": "List, show, replay or drop messages that were given up.",
     "check": "Find every problem of topology files before anything starts.",
     "graph": "Draw a topology as text, Mermaid or Graphviz.",
     "schema": "Print the JSON Schema of topology files, for editors.",
     "nodes": "List node classes, their channels and settings.",
+    "dead-letters": "List, show, replay or drop messages that were given up.",
     "init": "Create a project that runs and passes its own test.",
     "doctor": "Check that this machine can run topologies.",
 }

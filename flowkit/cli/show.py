@@ -71,8 +71,8 @@ class Screen:
                 window = "with the machine, what the system has not yet written to the disk"
                 self._print(Text(f"{link.name}: fsync never: may lose, {window}"))
             elif link.durable and link.fsync != "group":
-                interval = link.fsync.partition(":")[2]
-                self._print(Text(f"{link.name}: fsync {link.fsync}: may lose the last {interval}"))
+                window = f"with the machine, the last {link.fsync.partition(':')[2]}"
+                self._print(Text(f"{link.name}: fsync {link.fsync}: may lose, {window}"))
 
     # -- the supervisor tells ------------------------------------------------------------------
 

@@ -49,8 +49,7 @@ class _Duration(click.ParamType[float]):
     "--drain-timeout",
     type=_Duration(),
     default=DRAIN_TIMEOUT,
-    show_default="60s",
-    help="How long the first Ctrl-C or SIGTERM waits for what is in flight.",
+    help="How long the first Ctrl-C or SIGTERM waits for what is in flight (60s).",
 )
 def command(
     file: str,

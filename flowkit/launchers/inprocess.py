@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from signal import SIGKILL
 
+from flowkit.errors import OperatorError
 from flowkit.launchers.base import Launcher, OnExit, OnStarted
 from flowkit.protocol.project import CONFIGURATION
 from flowkit.runtime import spec as specs
@@ -62,7 +63,11 @@ class InProcessLauncher(Launcher):
             raise _Misconfigured(spec.name) from error
         transport = MemoryTransport(self._hub, asyncio.get_running_loop())
         try:
-            await Runner(spec, node, transport).run()
+            try:
+                runner = Runner(spec, node, transport)
+            except OperatorError as error:
+                raise _Misconfigured(spec.name) from error
+            await runner.run()
         finally:
             # The last frames are still on their way through the loop; the hub keeps them.
             transport.close(1.0)

@@ -122,6 +122,16 @@ class Inbox:
         return None
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing new is likely to come: what waits for company need not wait any more.
+
+        Only a hint: what a dead producer had sent may still come from another.
+        """
+        return all(
+            receiver.ended or receiver.state is State.CLOSED for receiver in self.receivers
+        ) and not any(receiver.queue for receiver in self.receivers)
+
+    @property
     def closed(self) -> bool:
         return all(
             receiver.state is State.CLOSED and not receiver.held for receiver in self.receivers
@@ -256,6 +266,7 @@ class Engine:
 
         frame.session = REPLAYED
         batch = InBatch(self._receivers[link][0], frame, done, first)
+        batch.receiver.unhandled += 1
         self._replaying += 1
         self._injected.setdefault(self._inputs[link].into, deque()).append(batch)
 
@@ -397,6 +408,9 @@ class Engine:
             if ended:
                 self.phase = Phase.FINISHING
                 self.actions.append(CallFinish())
+            elif self.inboxes and self._nothing_follows():
+                for sender in self.senders.values():
+                    sender.end()
         elif self.phase is Phase.DRAINING:
             if self.roots.idle and all(sender.idle for sender in self.senders.values()):
                 self.phase = Phase.REPORTING
@@ -404,6 +418,12 @@ class Engine:
                     self._commit_due = False
                     self.actions.append(Commit(self.roots.committed))
                 self.actions.append(ReportDone())
+
+    def _nothing_follows(self) -> bool:
+        """Whether all input has ended and is handled, so that at most `finish()` sends more."""
+        return all(inbox.ended for inbox in self.inboxes.values()) and not any(
+            receiver.unhandled for receiver in self._all_receivers()
+        )
 
     def _all_receivers(self) -> Iterable[Receiver]:
         for receivers in self._receivers.values():

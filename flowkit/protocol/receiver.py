@@ -97,6 +97,10 @@ class InBatch(Work):
         self.copies: list[tuple[Receiver, _Entry]] = []
         self.first = first
 
+    def finish(self) -> None:
+        self.receiver.unhandled -= 1
+        super().finish()
+
     @property
     def terms(self) -> Terms:
         return self.receiver.terms
@@ -130,6 +134,10 @@ class Receiver:
         self.queue: deque[InBatch] = deque()
         self.held = 0
         """Batches received and not yet settled."""
+        self.unhandled = 0
+        """Batches received whose handlers have not all returned."""
+        self.ended = False
+        """Whether the producer says that nothing new follows: a hint, see `Inbox.ended`."""
         self._identity = identity
         self._seen = seen
         self._cut = cut
@@ -164,6 +172,7 @@ class Receiver:
         """The producer's `incarnation` listens at `address`. Older news is ignored."""
         if incarnation <= self._incarnation or self.state is State.CLOSED:
             return
+        self.ended = False
         self._incarnation = incarnation
         self._address = address
         self._patience = HELLO_TICKS
@@ -242,7 +251,9 @@ class Receiver:
             self.state = State.CLOSED
         elif isinstance(frame, Reset):
             self.restart(f"reset: {frame.reason}")
-        elif not isinstance(frame, End):
+        elif isinstance(frame, End):
+            self.ended = True
+        else:
             self.restart(f"{type(frame).__name__} from a producer")
 
     def restart(self, reason: str) -> None:
@@ -316,6 +327,7 @@ class Receiver:
             if not self.terms.lossy:
                 self._seen.begin(frame.id, batch)
             self.held += 1
+            self.unhandled += 1
             self.queue.append(batch)
             return
         self._taken += 1

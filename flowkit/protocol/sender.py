@@ -148,6 +148,7 @@ class Sender:
         self._post = post
         groups = terms.consumers if terms.route != "balance" else 1
         self._queues: list[deque[OutBatch]] = [deque() for _ in range(groups)]
+        self._held = [[0, 0] for _ in range(groups)]  # of each queue: messages, bytes, also sent
         self._sessions: dict[int, Session] = {}
         self._of_replica: dict[int, Session] = {}
         self._fenced: dict[int, int] = {}
@@ -156,6 +157,9 @@ class Sender:
         self._ended = False
         self._closed = False
         self._made = Seen()
+        self.elsewhere: Callable[[bytes], bool] = lambda id: False
+        """On a durable link: whether another replica has the batch of that id in its journal. It
+        died before it could acknowledge what the batch was made of, and that came here."""
         self._unsaved: list[OutBatch] = []
         self._saving = 0
         self._saved: dict[int, None] = {}  # sequences in the journal, in order
@@ -212,8 +216,7 @@ class Sender:
                     continue
             elif batch.work is not None:
                 batch.work.pending += 1
-            self.messages += batch.count
-            self.bytes += batch.size
+            self._hold(batch)
             if self.terms.durable:
                 self._unsaved.append(batch)
             else:
@@ -237,8 +240,7 @@ class Sender:
             self._enter(batch, sequence)
             batch.work = None
             self.books.sent(batch.count, own=False)
-            self.messages += batch.count
-            self.bytes += batch.size
+            self._hold(batch)
             self._queue(batch)
 
     def made(self, lineages: Sequence[bytes]) -> None:
@@ -452,13 +454,20 @@ class Sender:
     def _queue(self, batch: OutBatch) -> None:
         self._queues[0 if batch.group == ANY else batch.group].append(batch)
 
+    def _hold(self, batch: OutBatch, sign: int = 1) -> None:
+        self.messages += sign * batch.count
+        self.bytes += sign * batch.size
+        held = self._held[0 if batch.group == ANY else batch.group]
+        held[0] += sign * batch.count
+        held[1] += sign * batch.size
+
     def _is_new(self, batch: OutBatch) -> bool:
         """Whether a batch of a durable link is not in the journal yet: it may be made again when
         the process died between journaling it and acknowledging what it was made of."""
         if self._made.look(batch.id, batch.span) is not None:
             return False
         self._made.begin(batch.id, True)
-        return True
+        return not self.elsewhere(batch.id)
 
     def _enter(self, batch: OutBatch, sequence: int) -> None:
         """Give a batch the id it has as an entry of the journal."""
@@ -477,8 +486,7 @@ class Sender:
         if batch.sequence:
             del self._saved[batch.sequence]
             self._post(Erase(self.terms.index, batch.sequence))
-        self.messages -= batch.count
-        self.bytes -= batch.size
+        self._hold(batch, -1)
         self.derived = self.derived or not batch.own
         if batch.work is not None:
             batch.work.release()
@@ -508,28 +516,32 @@ class Sender:
         self.flush()
 
     def _drop_for(self, batch: OutBatch) -> bool:
-        """Make room on a lossy link. True if it is `batch` itself that was dropped."""
-        terms = self.terms
-        over = self.messages + batch.count > terms.window and self.messages > 0
-        over = over or self.bytes + batch.size > terms.window_bytes and self.messages > 0
-        if not over or terms.when_full == "block":
+        """Make room on a lossy link. True if it is `batch` itself that was dropped.
+
+        Each replica that has a queue of its own has a window of its own: a slow one makes none of
+        the others lose anything.
+        """
+        group = 0 if batch.group == ANY else batch.group
+        if self.terms.when_full == "block" or self._fits(group, batch):
             return False
-        queue = self._queues[0 if batch.group == ANY else batch.group]
-        if terms.when_full == "drop-newest" or not queue:
-            self.books.dropped(batch.count, "no room: newest", batch.own)
-            return True
-        while queue and (
-            self.messages + batch.count > terms.window
-            or self.bytes + batch.size > terms.window_bytes
-        ):
-            oldest = queue.popleft()
-            self.books.dropped(oldest.count, "no room: oldest", oldest.own)
-            self._forget(oldest)
-        if self.messages and self.bytes + batch.size > terms.window_bytes:
-            # What is under way alone fills the window: there is nothing older left to drop.
-            self.books.dropped(batch.count, "no room: newest", batch.own)
-            return True
-        return False
+        if self.terms.when_full == "drop-oldest":
+            queue = self._queues[group]
+            while queue and not self._fits(group, batch):
+                oldest = queue.popleft()
+                self.books.dropped(oldest.count, "no room: oldest", oldest.own)
+                self._forget(oldest)
+            if self._fits(group, batch):
+                return False
+        # What is under way alone fills the window: there is nothing older left to drop.
+        self.books.dropped(batch.count, "no room: newest", batch.own)
+        return True
+
+    def _fits(self, group: int, batch: OutBatch) -> bool:
+        messages, size = self._held[group]
+        window, window_bytes = self.terms.window, self.terms.window_bytes
+        return not messages or (
+            messages + batch.count <= window and size + batch.size <= window_bytes
+        )
 
     def _say(self, session: Session, frame: Frame) -> None:
         session.spoke = True

@@ -14,7 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from flowkit.errors import FlowkitError
+from flowkit.errors import FlowkitError, OperatorError
 from flowkit.importing import load_object
 from flowkit.node import Node, describe
 from flowkit.protocol.project import CONFIGURATION
@@ -55,7 +55,6 @@ async def _run(spec: specs.ReplicaSpec, node: Node) -> int:
     tcp = None
     if any(link.transport == "tcp" for link in spec.outputs):
         tcp = ZmqTransport(Path(spec.run_directory), tcp=True)
-    runner = Runner(spec, node, transport, tcp)
     terminated = False
 
     def terminate() -> None:
@@ -63,8 +62,13 @@ async def _run(spec: specs.ReplicaSpec, node: Node) -> int:
         terminated = True
         runner.leave()
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
     try:
+        try:
+            runner = Runner(spec, node, transport, tcp)
+        except OperatorError as error:  # a journal that does not fit, or cannot be read
+            explain(spec, error)
+            return CONFIGURATION
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
         await runner.run()
     except FlowkitError as error:
         explain(spec, error)
@@ -85,3 +89,5 @@ def explain(spec: specs.ReplicaSpec, error: BaseException) -> None:
     if not isinstance(error, FlowkitError):
         traceback.print_exception(error)
     print(f"{spec.name} ({spec.node.use}): {type(error).__name__}: {error}", file=sys.stderr)
+    if hint := getattr(error, "hint", ""):
+        print(f"hint: {hint}", file=sys.stderr)

@@ -9,6 +9,7 @@ is noted where the supervisor can read it after a death, so that a message that 
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, MutableSequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import Any
 from flowkit.channels import In, Outbox
 from flowkit.clock import Clock
 from flowkit.codecs import Codec
-from flowkit.errors import Poisoned
+from flowkit.errors import Poisoned, ReplicaError
 from flowkit.message import Meta
 from flowkit.node import Node
 from flowkit.protocol.engine import Engine
@@ -106,6 +107,10 @@ class Inlet(ABC):
         return []
 
 
+class _Failed(Exception):
+    """The replica cannot go on, and knows it."""
+
+
 class _Batch:
     """A batch in hand: how far it is, and, after a failure, when to go on."""
 
@@ -152,6 +157,7 @@ class PlainInlet(Inlet):
         super().__init__(shop, channel, number)
         self._boxes = shop.ports.fresh()
         self._current: _Batch | None = None
+        self._tried = False
 
     @property
     def idle(self) -> bool:
@@ -218,10 +224,12 @@ class PlainInlet(Inlet):
         while current.start < len(current.messages):
             marks = [len(box.messages) for box in self._boxes.values()]
             try:
-                if careful or self.how.wants_meta or current.attempts:
+                if careful or self.how.wants_meta or current.attempts or not self._tried:
                     self._one(current, careful)
                 else:
                     self._many(current, marks)
+            except _Failed:
+                return
             except Exception as error:
                 for box, mark in zip(self._boxes.values(), marks, strict=True):
                     box.cut(mark)
@@ -235,11 +243,28 @@ class PlainInlet(Inlet):
         if careful:
             self.shop.gauges[CARE[3]] = current.place(index)
         if current.metas is not None:
-            self.function(current.messages[index], current.metas[index])
+            result = self.function(current.messages[index], current.metas[index])
         else:
-            self.function(current.messages[index])
+            result = self.function(current.messages[index])
+        if not self._tried:
+            self._tried = True
+            self._check_plain(result)
         current.start += 1
         current.attempts = 0
+
+    def _check_plain(self, result: Any) -> None:
+        """Refuse a coroutine that nobody would run: a decorator hid that the handler is one."""
+        if inspect.isawaitable(result):
+            if inspect.iscoroutine(result):
+                result.close()
+            name = f"{type(self.shop.node).__qualname__}.{self.how.method}"
+            self.shop.fail(
+                ReplicaError(
+                    f"{name} returned a coroutine, but is declared as a plain function: its "
+                    "decorator must be declared with async def"
+                )
+            )
+            raise _Failed
 
     def _many(self, current: _Batch, marks: list[int]) -> None:
         """Call the handler for all that is left: the hot path. If it raises, `current.start` is

@@ -151,6 +151,8 @@ class JobInlet(Inlet):
             return None
         if self._waiting or len(self._running) >= self.channel.concurrency:
             return None  # the handler that runs asks for a turn when it returns
+        if self.shop.engine.inboxes[self.channel.name].ended:
+            return self._group_since  # nobody follows that would be worth waiting for
         return self._group_since + self.channel.within
 
     async def stop(self) -> None:
@@ -328,6 +330,7 @@ class JobInlet(Inlet):
             boxes = shop.ports.fresh()
             current_outboxes.set(boxes)
             self._enter(unit)
+            began = shop.clock()
             try:
                 await self.function(*self._arguments(unit))
             except (Exception, asyncio.CancelledError) as error:
@@ -341,6 +344,8 @@ class JobInlet(Inlet):
                 unit.boxes = dict(boxes)
                 break
             finally:
+                # Fully busy is who has all the handlers at work that it may have.
+                shop.busy += (shop.clock() - began) / self.channel.concurrency
                 self._exit(unit)
                 # A task that the handler left behind finds no outbox, and its sends raise.
                 boxes.clear()

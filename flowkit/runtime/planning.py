@@ -26,7 +26,7 @@ def examine(
     inspection = Inspection()
     if topology is not None:
         inspection = inspect(topology, environ, cwd)
-        problems += check(topology, inspection)
+        problems += check(topology, inspection, readable=not problems)
     # The file itself before what it includes.
     problems.sort(key=lambda problem: problem.path != path)
     return topology, inspection, in_order(problems)

@@ -51,8 +51,12 @@ def _end(text: str, path: Path) -> End | None:
     return End(node, channel, path) if dot else None
 
 
-def check(topology: Topology, inspection: Inspection) -> list[Problem]:
-    """Every problem of the graph, with those the inspection found."""
+def check(topology: Topology, inspection: Inspection, readable: bool = True) -> list[Problem]:
+    """Every problem of the graph, with those the inspection found.
+
+    `readable` says that the file as such had no problems; if it had and no link was understood,
+    they are more likely misspelt than forgotten.
+    """
     graph = _Graph(topology, inspection)
     problems = graph.problems
     for finding in inspection.findings:
@@ -66,7 +70,8 @@ def check(topology: Topology, inspection: Inspection) -> list[Problem]:
         graph.link(index)
     graph.count()
     graph.cycles()
-    graph.unconnected()
+    if readable or any(link.from_ and link.to and all(link.to) for link in topology.links):
+        graph.unconnected()
     return problems
 
 

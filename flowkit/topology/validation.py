@@ -79,6 +79,9 @@ def unknown_key(place: Place, kind: str, label: str, name: str, known: Iterable[
     inside = f" in {label}" if label else ""
     known = list(known)
     hint = did_you_mean(name, known)
+    before, colon, after = name.partition(":")
+    if colon and after and before in known:
+        hint = f"put a space after the colon: '{before}: {names.shown(after)}'"
     if not hint:
         hint = "known keys: " + ", ".join(known)
     return place.problem("E102", f"unknown key '{names.shown(name)}'{inside}", hint)

@@ -130,7 +130,9 @@ def test_a_mistake_is_found(demo: Path) -> None:
 
 
 def test_it_passes_its_own_test(demo: Path) -> None:
-    done = in_project(demo, "pytest", "-W", "error", "-p", "no:cacheprovider", "-q")
+    # A directory for temporary files of its own: pytest tidies up the shared one when it ends.
+    options = ["-W", "error", "-p", "no:cacheprovider", "--basetemp", str(demo.parent / "pytest")]
+    done = in_project(demo, "pytest", "-q", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 passed" in done.stdout
 

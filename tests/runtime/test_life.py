@@ -641,54 +641,6 @@ def test_workers_that_are_killed_lose_and_double_nothing(
     assert report.exit == 0 and report.balanced and report.in_flight == 0
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"concurrency": 5}, {"batch": 8}, {"batch": 8, "within": 0.01}]
-)
-def test_a_message_that_kills_its_replica_is_given_up(play: Any, options: Any) -> None:
-    """In hand at the first death with its whole batch, at the next two alone."""
-    got: list[int] = []
-    out: list[int] = []
-
-    class Base(Node):
-        x = In(int, **options)
-        out = Out(int)
-        deadly = False
-
-        async def on_x(self, message: Any) -> None: ...
-
-        async def one(self, message: int) -> None:
-            self.out.send(message)
-            if message == 77:
-                self.deadly = True
-                await asyncio.Event().wait()
-            got.append(message)
-
-        @every(0.001)
-        def dies(self) -> None:
-            if self.deadly:
-                raise OSError("as a crash would")
-
-    class Single(Base):
-        async def on_x(self, message: int) -> None:
-            await self.one(message)
-
-    class Lists(Base):
-        async def on_x(self, messages: list[int]) -> None:
-            for message in messages:
-                await self.one(message)
-
-    report, stage = play(
-        {"a": numbers(200), "b": Lists if "batch" in options else Single, "c": collect(out)},
-        ["a.out -> b.x", "b.out -> c.x"],
-    )
-    assert sorted(out) == [number for number in range(200) if number != 77]
-    assert set(got) == set(out)
-    (letter,) = stage.dead_letters
-    assert "Poisoned" in letter.error and letter.link == "a.out -> b.x"
-    assert len(stage.deaths) == 3 and report.exit == 4
-    assert books(report, "a.out -> b.x").entry.dead_lettered == 1
-
-
 def test_a_replica_that_keeps_dying_is_given_up(play: Any) -> None:
     class Dies(Sink):
         x = In(int)

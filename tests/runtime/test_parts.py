@@ -325,3 +325,80 @@ def test_a_handler_that_gets_nothing_done_is_named_with_its_stack(
     assert on_loop(run()).exit == 0
     assert "b.0 has had messages in hand for 0.05 s" in caplog.text
     assert "waits_for_somebody" in caplog.text and "a.0 has had" not in caplog.text
+
+
+@pytest.mark.parametrize("high", [False, True])
+def test_the_message_in_hand_is_known_after_a_death(tmp_path: Path, high: bool) -> None:
+    """Also if its id has the highest bits of its halves set: the cells hold signed numbers."""
+    identity = bytes([255 if high else 0] * 16)
+    writer = SharedRows(tmp_path / "rows", 1, create=True)
+    assert shared.in_hand(writer.gauges) is None
+    shared.note_care(writer.gauges, 0, identity)
+    assert shared.in_hand(writer.gauges) is None, "no message was begun"
+    writer.gauges[shared.CARE[3]] = 0
+    assert shared.in_hand(writer.gauges) == (0, identity, 0)
+    writer.gauges[shared.CARE[3]] = 7
+    assert shared.in_hand(writer.gauges) == (0, identity, 7)
+    shared.done_care(writer.gauges)
+    assert shared.in_hand(writer.gauges) is None
+    writer.close()
+
+
+@pytest.mark.parametrize("concurrency", [None, 1, 8])
+@pytest.mark.parametrize("batch", [None, 10])
+def test_messages_that_came_again_are_noted_one_by_one(
+    stage: Any, on_loop: Any, concurrency: int | None, batch: int | None
+) -> None:
+    """While a handler runs over a message that may have killed, the message stands in the gauges;
+    and no other handler runs beside it."""
+    noted: list[tuple[int, Any]] = []
+    got: list[int] = []
+    inside = 0
+    stuck = asyncio.Event()
+
+    def look(node: Any, message: int) -> None:
+        one = built.supervisor._books["b", 0].in_hand()
+        noted.append((message, one))
+
+    class Plain(Node):
+        x = In(int, batch=batch)
+
+        def on_x(self, message: Any) -> None:
+            for one in message if batch else [message]:
+                look(self, one)
+                got.append(one)
+
+    class Later(Node):
+        x = In(int, batch=batch, concurrency=concurrency or 1)
+
+        async def on_x(self, message: Any) -> None:
+            nonlocal inside
+            if not stuck.is_set():
+                stuck.set()
+                await asyncio.Event().wait()
+            inside += 1
+            for one in message if batch else [message]:
+                look(self, one)
+                assert noted[-1][1] is None or inside == 1
+                await asyncio.sleep(0)
+                got.append(one)
+            inside -= 1
+
+    async def run() -> Any:
+        nonlocal built
+        node = Later if concurrency else Plain
+        built = stage({"a": numbers(300), "b": node}, ["a.out -> b.x"])
+        async with built:
+            while not (stuck.is_set() if concurrency else got):
+                await asyncio.sleep(0)
+            built.crash("b.0")
+            return await built.wait()
+
+    built: Any = None
+    report = on_loop(run())
+    assert set(got) == set(range(300)) and report.exit == 0
+    assert [node.restarts for node in report.nodes] == [0, 1]
+    careful = [one for _, one in noted if one is not None]
+    assert len(set(careful)) == len(careful)
+    if concurrency:
+        assert careful, "what the dead one had in hand came again, carefully"
