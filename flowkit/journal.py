@@ -41,6 +41,16 @@ CREATE TABLE IF NOT EXISTS lineages (
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 
+RESERVE = 1 << 20
+"""Bytes that a journal leaves free on the disk. Without them it could fill the disk by itself, and
+then not even take out what is acknowledged, since that has to be written, too."""
+
+_ROW = 300
+"""Bytes that a batch needs beside its content, at most."""
+
+_LOG_SIZE = 16 << 20
+"""More than the log usually holds before it goes into the database."""
+
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _LOG_HEADER, _FRAME_HEADER = 32, 24
 _SYNCHRONOUS = {"group": "FULL", "interval": "NORMAL", "never": "OFF"}
@@ -97,6 +107,8 @@ class Journal:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
             try:
                 self._db.execute("PRAGMA journal_mode = WAL")
+                # Else all that is taken out is first written again, as zeros.
+                self._db.execute("PRAGMA secure_delete = OFF")
                 self._db.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[kind]}")
                 self._db.executescript(_SCHEMA)
                 self._check_groups(groups)
@@ -174,21 +186,42 @@ class Journal:
         was taken in, and everything that was not written is still collected.
         """
         pending = self._pending
+        if pending and not self._has_room(pending):
+            self._make_room()
+            if not self._has_room(pending):
+                raise JournalFull(str(self._path))
         try:
             self._transact(pending)
         except sqlite3.OperationalError as error:
             if _code(error) != sqlite3.SQLITE_FULL:
                 raise
-            # Taking out needs less room than taking in, and makes some. The log cannot grow, so
-            # let what is in it be overwritten.
-            with suppress(sqlite3.OperationalError):
-                if self._settled:
-                    self._transact([])
-            with suppress(sqlite3.OperationalError):
-                self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            self._make_room()
             raise JournalFull(str(self._path)) from error
         self._pending = []
         return pending
+
+    def _has_room(self, pending: list[Entry]) -> bool:
+        """Whether `RESERVE` stays free after these are written."""
+        disk = os.statvfs(self._path)
+        free = disk.f_bavail * disk.f_frsize - RESERVE
+        need = sum(len(one.payload) + len(one.extras) + _ROW for one in pending)
+        if free > 2 * need + _LOG_SIZE:
+            return True
+        page, pages, unused = (
+            self._db.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_size", "page_count", "freelist_count")
+        )
+        # The log has to hold them, then the database; which owes the log something already.
+        owed = max(0, pages * page - self._path.stat().st_size)
+        return bool(free >= owed + need + max(0, need - unused * page))
+
+    def _make_room(self) -> None:
+        """Take out what is acknowledged, and empty the log."""
+        with suppress(sqlite3.OperationalError):
+            if self._settled:
+                self._transact([])
+        with suppress(sqlite3.OperationalError):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def sync(self) -> None:
         """With ``fsync: interval``: what was committed survives the machine, from now on.
@@ -268,6 +301,42 @@ class Journal:
         if _code(error) == sqlite3.SQLITE_FULL:
             return OperatorError(f"no room on the disk for the journal {self._path}")
         return OperatorError(f"the journal {self._path} cannot be used: {error}")
+
+
+class Others:
+    """The journals at `paths`, of the other producers of a link: whether one of them has a batch.
+
+    When a replica dies after it has journaled a batch, and before it could acknowledge what it was
+    made of, another replica makes the same batch again.
+    """
+
+    def __init__(self, paths: Sequence[Path], run: str) -> None:
+        self._paths = paths
+        self._run = run
+        self._open: dict[Path, sqlite3.Connection] = {}
+
+    def have(self, lineage: bytes) -> bool:
+        """Whether this run has journaled a batch with that id in one of them."""
+        place = (self._run, lineage[:4], int.from_bytes(lineage[4:10]), lineage)
+        return any(self._has(path, place) for path in self._paths)
+
+    def _has(self, path: Path, place: tuple[str, bytes, int, bytes]) -> bool:
+        db = self._open.get(path)
+        if db is None:
+            if not path.exists():
+                return False
+            db = self._open[path] = _open_to_read(path)
+        query = "SELECT 1 FROM lineages WHERE run = ? AND span = ? AND root = ? AND lineage = ?"
+        try:
+            return bool(db.execute(query, place).fetchall())
+        except sqlite3.OperationalError as error:
+            if _code(error) == sqlite3.SQLITE_ERROR:
+                return False  # its maker has not made the table yet
+            raise
+
+    def close(self) -> None:
+        for db in self._open.values():
+            db.close()
 
 
 def holds_batches(path: Path) -> bool:

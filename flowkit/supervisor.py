@@ -19,11 +19,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
 from flowkit.clock import Clock, monotonic
 from flowkit.control.client import leave_contact
 from flowkit.control.replays import Replays
+from flowkit.control.watcher import Silent as Silent
+from flowkit.control.watcher import Watcher as Watcher
 from flowkit.errors import DirtyStop, WireError
 from flowkit.journal import holds_batches
 from flowkit.launchers.base import Launcher
@@ -52,6 +53,12 @@ from flowkit.transport.zmq import NAME_EXTRA, ZmqTransport
 DRAIN_TIMEOUT = 60.0
 """Seconds that a drain may take unless the caller says otherwise; then what is left is given up."""
 
+LEAVE_GRACE = 10.0
+"""Seconds at least that a replica may take to end after it has reported that it is done."""
+
+SLOW_START = 5.0
+"""Seconds after which the operator is told who is not ready yet."""
+
 OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 STACK_GRACE = 0.5
@@ -62,39 +69,6 @@ TERM_GRACE = 2.0
 
 LONGEST_NAME = len("l999.999.9999999")
 """Bytes of the longest name of a socket: link, replica, incarnation."""
-
-
-class Watcher(Protocol):
-    """Who wants to be told what happens; every method is called on the loop."""
-
-    def output(self, replica: str, line: bytes) -> None:
-        """A replica has printed a line."""
-
-    def ready(self, seconds: float) -> None:
-        """All replicas are ready; sources begin."""
-
-    def died(self, event: core.Died, budget: int | None) -> None:
-        """A replica died; `budget` is how many restarts its policy allows in a window."""
-
-    def poisoned(self, event: core.Poisoned) -> None:
-        """A message killed its replica again and is given up."""
-
-    def draining(self, in_flight: int) -> None:
-        """The sources were told to stop."""
-
-
-class Silent:
-    """A watcher that wants to know nothing."""
-
-    def output(self, replica: str, line: bytes) -> None: ...
-
-    def ready(self, seconds: float) -> None: ...
-
-    def died(self, event: core.Died, budget: int | None) -> None: ...
-
-    def poisoned(self, event: core.Poisoned) -> None: ...
-
-    def draining(self, in_flight: int) -> None: ...
 
 
 class Supervisor:
@@ -218,6 +192,7 @@ class Supervisor:
         await self._launcher.start()
         self._project.start(self._clock())
         self._act()
+        self._later(SLOW_START, self._still_starting)
         if not self._in_process:
             self._look()
 
@@ -456,6 +431,8 @@ class Supervisor:
             replica, incarnation = self._peers[peer]
             if isinstance(message, control.Done):
                 self._project.done(replica, incarnation)
+                grace = max(LEAVE_GRACE, self.plan.node(replica.node).watchdog)
+                self._later(grace, self._hurry, replica, incarnation, grace)
             elif isinstance(message, control.Stop):
                 self._project.stop(replica, incarnation, message.reason)
             elif self._replays.answered(message) and self._store is not None:
@@ -493,6 +470,34 @@ class Supervisor:
         self._project.exited(replica, incarnation, code, error, self._clock())
         self._act()
 
+    def _hurry(self, replica: Replica, incarnation: int, grace: float) -> None:
+        """A replica that is done must end; nothing depends on it any more."""
+        if replica.phase is not core.Phase.DONE or replica.incarnation != incarnation:
+            return
+        self._watcher.note(
+            f"{replica.name} is done, but has not ended for {grace:g} s (its teardown, or a thread "
+            "that is left); it is killed"
+        )
+        self._show_and_kill(f"{replica.name}#{incarnation}")
+
+    def _show_and_kill(self, name: str) -> None:
+        """Kill a replica after it has shown its stack."""
+        assert self._launcher is not None
+        self._launcher.kill(name, signal.SIGUSR1)
+        self._later(STACK_GRACE, self._launcher.kill, name, signal.SIGKILL)
+
+    def _still_starting(self) -> None:
+        """Say who is waited for: a slow start must not look like a hang."""
+        if self._project.started or self._over.done():
+            return
+        names = [
+            replica.name
+            for replica in self._project.replicas.values()
+            if replica.phase in (core.Phase.WAITING, core.Phase.STARTING)
+        ]
+        self._watcher.note(f"waiting for {', '.join(names)} to be ready")
+        self._later(6 * SLOW_START, self._still_starting)
+
     def _look(self) -> None:
         """Kill the replicas whose loops stand still, after they have shown where."""
         self._looking = self._loop.call_later(self._look_every, self._look)
@@ -510,9 +515,7 @@ class Supervisor:
             where = f" in on_{inputs[handler - 1]}" if 0 < handler <= len(inputs) else ""
             seconds = turned[key][1]
             self._stuck[name] = f"did not turn its loop for {seconds:g} s{where} and was killed"
-            assert self._launcher is not None
-            self._launcher.kill(name, signal.SIGUSR1)
-            self._later(STACK_GRACE, self._launcher.kill, name, signal.SIGKILL)
+            self._show_and_kill(name)
 
     def _inputs_of(self, node: str) -> list[str]:
         return list(dict.fromkeys(link.into for link in self.plan.links if link.target == node))
@@ -641,6 +644,8 @@ class Supervisor:
             self._launcher.kill(name)
 
     def _later(self, seconds: float, function: object, *arguments: object) -> None:
+        now = self._loop.time()
+        self._handles = {handle for handle in self._handles if handle.when() > now}
         self._handles.add(self._loop.call_later(seconds, function, *arguments))  # type: ignore[arg-type]
 
     def _words_of(self, replica: Replica) -> str:

@@ -98,6 +98,9 @@ class Screen:
         again = f"restart {replica.restarts}" + (f"/{budget}" if budget is not None else "")
         self._line(SUPERVISOR, f"{how}; {again} in {human_seconds(event.delay)}")
 
+    def note(self, text: str) -> None:
+        self._line(SUPERVISOR, text)
+
     def poisoned(self, event: Poisoned) -> None:
         assert self._plan is not None
         link = self._plan.links[event.message.link].name

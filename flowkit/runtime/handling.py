@@ -6,6 +6,7 @@ error policy says what becomes of its message.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,10 @@ from flowkit.store import DeadLetter
 from flowkit.topology.plan import ErrorPolicy
 
 log = logging.getLogger("flowkit.node")
+
+FAILED = (Exception, asyncio.CancelledError)
+"""What a handler may raise that is its own failure. CancelledError is no Exception; one that comes
+out of a handler is that of something it asked for."""
 
 PREVIEW = 120
 """Characters of a message shown in the log."""

@@ -26,7 +26,7 @@ from flowkit.protocol.engine import Engine
 from flowkit.protocol.lineage import Work
 from flowkit.protocol.project import DEATHS_IN_HAND
 from flowkit.protocol.receiver import InBatch
-from flowkit.runtime.handling import Ports, Undertaker, messages_of, metas_of
+from flowkit.runtime.handling import FAILED, Ports, Undertaker, messages_of, metas_of
 from flowkit.runtime.shared import CARE, HANDLER, done_care, note_care
 
 BACKOFF = 0.1
@@ -230,7 +230,7 @@ class PlainInlet(Inlet):
                     self._many(current, marks)
             except _Failed:
                 return
-            except Exception as error:
+            except FAILED as error:
                 for box, mark in zip(self._boxes.values(), marks, strict=True):
                     box.cut(mark)
                 if self._failed(current, error):
@@ -291,7 +291,7 @@ class PlainInlet(Inlet):
                 for message in rest:
                     marks[:] = [len(sent) for sent in sents]
                     function(message)
-        except Exception:
+        except FAILED:
             if len(boxes) == 1:
                 marks[0] = mark
             # The iterator knows how far it was, so that nothing is counted while all goes well.
@@ -299,7 +299,7 @@ class PlainInlet(Inlet):
             raise
         current.start = len(messages)
 
-    def _failed(self, current: _Batch, error: Exception) -> bool:
+    def _failed(self, current: _Batch, error: BaseException) -> bool:
         """The message at `current.start` failed. True if it must wait for another try."""
         undertaker = self.shop.undertaker
         current.attempts += 1

@@ -18,7 +18,7 @@ from flowkit.message import Meta, slot_of
 from flowkit.protocol.lineage import Work
 from flowkit.protocol.receiver import InBatch
 from flowkit.protocol.routing import extractor, itself
-from flowkit.runtime.handling import extras_of, messages_of, metas_of
+from flowkit.runtime.handling import FAILED, extras_of, messages_of, metas_of
 from flowkit.runtime.inlet import Inlet, Shop, backoff
 from flowkit.runtime.shared import CARE, HANDLER, done_care, note_care
 from flowkit.topology.plan import LinkPlan
@@ -296,7 +296,7 @@ class JobInlet(Inlet):
         self._enter(unit)
         try:
             self.function(*self._arguments(unit))
-        except Exception as error:
+        except FAILED as error:
             unit.attempts += 1
             if unit.attempts <= shop.undertaker.policy.retry:
                 unit.due = shop.clock() + backoff(unit.attempts)
@@ -333,7 +333,7 @@ class JobInlet(Inlet):
             began = shop.clock()
             try:
                 await self.function(*self._arguments(unit))
-            except (Exception, asyncio.CancelledError) as error:
+            except FAILED as error:
                 if self._stopping:
                     raise
                 unit.attempts += 1

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
-from flowkit.journal import Entry, Journal, JournalFull
+from flowkit.journal import Entry, Journal, JournalFull, Others
 from flowkit.protocol import events
 from flowkit.protocol.engine import Engine
 from flowkit.protocol.lineage import Work
@@ -57,12 +57,21 @@ class JournalDriver:
         groups = link.consumers if link.route != "balance" else 1
         path = journal_path(Path(spec.journals), link, spec.replica)
         self._journal = Journal(path, spec.run, groups, link.fsync)
+        others = [number for number in range(link.producers) if number != spec.replica]
+        self._others = Others(
+            [journal_path(Path(spec.journals), link, number) for number in others], spec.run
+        )
         self._waiting: list[tuple[OutBatch, Entry]] = []
         self._full = False
         self._timer: asyncio.TimerHandle | None = None
         self._syncing: asyncio.TimerHandle | None = None
-        entries = self._journal.load()
+        try:
+            entries = self._journal.load()
+        except BaseException:
+            self._journal.close()
+            raise
         sender = engine.senders[link.index]
+        sender.elsewhere = self._others.have
         sender.made(self._journal.lineages())
         sender.restore([_batch(entry) for entry in entries], [one.sequence for one in entries])
 
@@ -122,6 +131,7 @@ class JournalDriver:
             if timer is not None:
                 timer.cancel()
         self._journal.close()
+        self._others.close()
 
     def _sync(self) -> None:
         self._syncing = None

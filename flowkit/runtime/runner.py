@@ -30,7 +30,7 @@ from flowkit.protocol.receiver import InBatch
 from flowkit.protocol.routing import Router, extractor, itself
 from flowkit.protocol.watch import LOOKS
 from flowkit.runtime import shared
-from flowkit.runtime.handling import Ports, StopProject, Undertaker
+from flowkit.runtime.handling import FAILED, Ports, StopProject, Undertaker
 from flowkit.runtime.inlet import Inlet, PlainInlet, Shop
 from flowkit.runtime.jobs import JobInlet
 from flowkit.runtime.journaling import JournalDriver
@@ -315,7 +315,7 @@ class Runner:
 
     async def _drive(self, driver: SourceDriver | RunDriver) -> None:
         await driver.run()
-        self._outflow.close()
+        await self._outflow.close()
         self.engine.end_stream()
         self.wake()
 
@@ -349,7 +349,10 @@ class Runner:
             return
         try:
             self._turn()
-        except Exception as error:
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            # Whatever it is: a batch that is half handled must not be begun again.
             self.fail(error)
 
     def _turn(self) -> None:
@@ -581,7 +584,7 @@ class Runner:
             finally:
                 self._ports.close()
             self._timer_sent(name, boxes)
-        except Exception as error:
+        except FAILED as error:
             self.fail(error)
 
     async def _timer_task(self, function: Any, boxes: dict[str, Outbox]) -> None:

@@ -51,8 +51,10 @@ class Outflow:
             self._boxes[name] = self._ports.idle[name] = box
         self._ports.close()
 
-    def close(self) -> None:
-        """Send what is left; nothing can be sent any more."""
+    async def close(self) -> None:
+        """Send what is left, when there is room; nothing can be sent any more."""
+        if any(box.messages for box in self._boxes.values()):
+            await self.room()
         self._flush_boxes()
         for name in self._ports.names:
             self._ports.idle[name] = CLOSED
@@ -86,13 +88,15 @@ class Outflow:
         box = self._boxes[name]
         if len(box.messages) >= MAX_COUNT:
             self._flush_boxes()
-        else:
-            # The first message of this turn: see to it that the turn's end sends it.
-            box.limit = MAX_COUNT
+        if box.messages:
+            # The first message of this turn, or no room: see to it that a turn's end sends it.
+            box.limit = len(box.messages) - 1 + MAX_COUNT
             self._ports.ports[name].use(box)
         self.wake()
 
     def _flush_boxes(self) -> None:
+        if self.engine.roots.full:
+            return  # what is sent waits, and leaves as one when the lowest root is settled
         for name, box in self._boxes.items():
             if box.messages:
                 self.emit(name, box)
@@ -184,6 +188,8 @@ class SourceDriver:
                 await items.aclose()
             elif isinstance(items, Generator):
                 items.close()
+        if self._box.messages:
+            await self._outflow.room()
         self._emit()
 
     def drain(self) -> None:
@@ -223,6 +229,9 @@ class SourceDriver:
 
     async def _reached(self) -> None:
         """The batch is full, or this is its first message."""
+        if not self._engine.room:
+            await self._outflow.room()
+            self._until = self._clock() + TURN
         count = self._engine.root_count(self._name)
         if len(self._box.messages) < count:
             self._limit = count
