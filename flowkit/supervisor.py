@@ -25,7 +25,7 @@ from flowkit.control.client import leave_contact
 from flowkit.control.replays import Replays
 from flowkit.control.watcher import Silent as Silent
 from flowkit.control.watcher import Watcher as Watcher
-from flowkit.errors import DirtyStop, WireError
+from flowkit.errors import DirtyStop, FlowkitError, WireError
 from flowkit.journal import holds_batches
 from flowkit.launchers.base import Launcher
 from flowkit.launchers.inprocess import InProcessLauncher
@@ -484,7 +484,7 @@ class Supervisor:
         """Kill a replica after it has shown its stack."""
         assert self._launcher is not None
         self._launcher.kill(name, signal.SIGUSR1)
-        self._later(STACK_GRACE, self._launcher.kill, name, signal.SIGKILL)
+        self._later(STACK_GRACE, self._end, name)
 
     def _still_starting(self) -> None:
         """Say who is waited for: a slow start must not look like a hang."""
@@ -575,6 +575,13 @@ class Supervisor:
             if self._relaunch is None or self._relaunch.done():
                 self._relaunch = self._loop.create_task(self._new_launcher())
             return
+        try:
+            self._launch_now(replica)
+        except (FlowkitError, OSError) as error:  # no descriptors, no room for its counters
+            self._never_lived(replica, f"could not be started: {error}")
+            self._loop.call_soon(self._act)
+
+    def _launch_now(self, replica: Replica) -> None:
         key = (replica.node, replica.number)
         node = self.plan.node(replica.node)
         name = f"{replica.name}#{replica.incarnation}"
@@ -627,21 +634,37 @@ class Supervisor:
     async def _new_launcher(self) -> None:
         """The launcher died, and its replicas with it: start another for those to come."""
         assert self._launcher is not None
-        await self._launcher.close()
-        self._launcher = self._make_launcher(MemoryHub())
-        await self._launcher.start()
+        error = None
+        try:
+            await self._launcher.close()
+            self._launcher = self._make_launcher(MemoryHub())
+            await self._launcher.start()
+        except (FlowkitError, OSError) as caught:
+            error = f"could not be started: {caught}"
         waiting, self._launches = self._launches, []
         for replica in waiting:
-            self._launch(replica)
+            if error is None and self._project.status is Status.RUNNING:
+                self._launch(replica)
+            else:
+                self._never_lived(replica, error or "was not started")
+        self._act()
+
+    def _never_lived(self, replica: Replica, error: str) -> None:
+        """No process came of a launch: the restart policy decides, or the end goes on."""
+        self._project.exited(replica, replica.incarnation, 1, error, self._clock())
 
     def _kill(self, replica: Replica, gently: bool) -> None:
         name = f"{replica.name}#{replica.incarnation}"
         assert self._launcher is not None
         if gently:
             self._launcher.kill(name, signal.SIGTERM)
-            self._later(TERM_GRACE, self._launcher.kill, name)
+            self._later(TERM_GRACE, self._end, name)
         else:
-            self._launcher.kill(name)
+            self._end(name)
+
+    def _end(self, name: str) -> None:
+        if self._launcher is not None:
+            self._launcher.kill(name, signal.SIGKILL)
 
     def _later(self, seconds: float, function: object, *arguments: object) -> None:
         now = self._loop.time()

@@ -73,7 +73,8 @@ class Router:
     ) -> list[Cut]:
         """Cut into batches of `size` messages at most, in order; a pure function of its input.
 
-        Raises `EncodeError` if a message has no key on a keyed link.
+        Raises `EncodeError` if a message has no key on a keyed link to several replicas; with a
+        single one the keys are not looked at.
         """
         if self.route == "key":
             if self.groups > 1:
@@ -105,7 +106,7 @@ class Router:
             if key is None:
                 try:
                     key = self._by(message)
-                except (AttributeError, KeyError, TypeError) as error:
+                except Exception as error:  # the message's own code, which may raise anything
                     raise EncodeError(f"no key in {type(message).__name__}: {error!r}") from None
             if type(key) is str:
                 # Words repeat: a look-up is four times faster than packing and hashing the key.

@@ -257,7 +257,7 @@ class Sender:
             self._post(Persist(self.terms.index, unsaved))
         if self.terms.route == "balance":
             queue = self._queues[0]
-            while queue:
+            while queue and not self._too_far(queue[0]):
                 session = self._least_loaded(queue[0].size)
                 if session is None:
                     return
@@ -266,6 +266,8 @@ class Sender:
         for group, queue in enumerate(self._queues):
             session = self._of_replica.get(group) if queue else None
             while session is not None and queue and session.has_room(queue[0].size):
+                if self._too_far(queue[0]):
+                    break
                 self._deliver(session, queue.popleft())
 
     def end(self) -> None:
@@ -394,7 +396,14 @@ class Sender:
                 best = session
         return best
 
+    def _too_far(self, batch: OutBatch) -> bool:
+        """Whether a batch of a journal must wait until lower ones are settled: consumers remember
+        what lies between, and one input batch may have made more than they should."""
+        return bool(batch.sequence) and batch.sequence - next(iter(self._saved)) > MAX_SPAN
+
     def _deliver(self, session: Session, batch: OutBatch) -> None:
+        if batch.sequence:
+            batch.span = batch.sequence - next(iter(self._saved))
         session.sequence += 1
         session.sent_bytes += batch.size
         session.load += batch.count
@@ -475,7 +484,6 @@ class Sender:
         batch.sequence = sequence
         origin = self.terms.origin + self._identity.replica
         batch.id = root_id(origin, JOURNAL, sequence)
-        batch.span = sequence - next(iter(self._saved))
 
     def _span(self) -> int:
         if not self._saved:

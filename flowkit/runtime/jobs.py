@@ -79,7 +79,7 @@ def _key(given: Any, message: Any, key_of: Callable[[Any], Any]) -> Any:
         return given
     try:
         return key_of(message)
-    except (AttributeError, KeyError, TypeError):
+    except Exception:  # the message's own code, which may raise anything
         return None
 
 
@@ -111,6 +111,9 @@ class JobInlet(Inlet):
             if ordered and link.route == "key"
         }
         self._ordered = bool(self._key_of)
+        # Lists on a keyed link come one after the other: two of them may hold the same key.
+        keyed = any(link.route == "key" for link in links)
+        self._limit = 1 if keyed and channel.batch is not None else channel.concurrency
         self._jobs: deque[_Job] = deque()
         self._waiting: deque[tuple[_Job, _Unit]] = deque()
         self._behind: dict[int, deque[tuple[_Job, _Unit]]] = {}
@@ -127,7 +130,7 @@ class JobInlet(Inlet):
     def step(self) -> bool:
         if self._start():
             return True
-        if self._waiting or len(self._running) >= self.channel.concurrency:
+        if self._waiting or len(self._running) >= self._limit:
             return False
         taken = self.shop.engine.take(self.channel.name)
         if taken is not None:
@@ -149,7 +152,7 @@ class JobInlet(Inlet):
             return self._waiting[0][1].due
         if not self._group or self.channel.within is None:
             return None
-        if self._waiting or len(self._running) >= self.channel.concurrency:
+        if self._waiting or len(self._running) >= self._limit:
             return None  # the handler that runs asks for a turn when it returns
         if self.shop.engine.inboxes[self.channel.name].ended:
             return self._group_since  # nobody follows that would be worth waiting for
@@ -241,7 +244,7 @@ class JobInlet(Inlet):
     def _start(self) -> bool:
         """Start the handlers that may run now. True if one has."""
         started = False
-        while self._waiting and len(self._running) < self.channel.concurrency:
+        while self._waiting and len(self._running) < self._limit:
             unit = self._waiting[0][1]
             if unit.due > self.shop.clock() or (unit.careful and self._running) or self._alone:
                 break
@@ -345,7 +348,7 @@ class JobInlet(Inlet):
                 break
             finally:
                 # Fully busy is who has all the handlers at work that it may have.
-                shop.busy += (shop.clock() - began) / self.channel.concurrency
+                shop.busy += (shop.clock() - began) / self._limit
                 self._exit(unit)
                 # A task that the handler left behind finds no outbox, and its sends raise.
                 boxes.clear()
@@ -386,6 +389,6 @@ class JobInlet(Inlet):
         shop.handled += job.count
         if job.count:
             # Handlers that wait at the same time share the time that passed.
-            together = min(self.channel.concurrency, len(job.units)) or 1
+            together = min(self._limit, len(job.units)) or 1
             seconds = (shop.clock() - job.began) / together
             self.pace.record(job.count, job.size, seconds)
