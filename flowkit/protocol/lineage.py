@@ -59,6 +59,11 @@ def derive(parent: bytes, way: bytes, chunk: int, slot: int) -> bytes:
     return parent[: ID_SIZE - PATH_SIZE] + digest.digest()
 
 
+def nothing() -> None:
+    """What a work that is settled calls. What it called before refers to it: a cycle that would
+    keep its bytes until the garbage collector comes, which counts objects and not bytes."""
+
+
 class Work:
     """A batch whose handling is not yet settled.
 
@@ -156,6 +161,7 @@ class Roots:
 
     def _settle(self, root: Root) -> None:
         root.open = False
+        root.settled = nothing
         moved = False
         while self._open and not self._open[0].open:
             first = self._open.popleft()

@@ -25,7 +25,7 @@ from flowkit.protocol.events import (
     Terms,
     ToProducer,
 )
-from flowkit.protocol.lineage import DONE, Seen, Settled, Work
+from flowkit.protocol.lineage import DONE, Seen, Settled, Work, nothing
 from flowkit.wire import Ack, Close, Credit, Data, End, Frame, Heartbeat, Hello, Reject, Reset
 
 AHEAD_BYTES = 8 << 20
@@ -341,6 +341,7 @@ class Receiver:
 
     def _settled(self, batch: InBatch) -> None:
         self.held -= 1
+        batch.settled = nothing
         if not self.terms.lossy:
             gave_up = batch.dead_lettered or batch.dropped
             how = Settled(batch.dead_lettered, batch.dropped) if gave_up else DONE
