@@ -422,8 +422,13 @@ class Supervisor:
             self._peer_of[key] = (peer, message.incarnation)
             if self._project.ready(*key, message.incarnation, message.addresses):
                 self._peers[peer] = (self._project.replicas[key], message.incarnation)
-            elif before is not None:
-                self._peer_of[key] = before
+            else:
+                if before is not None:
+                    self._peer_of[key] = before
+                replica = self._project.replicas.get(key)
+                if replica is not None and self._binding is not None:
+                    gone = control.encode(_gone(replica, message.incarnation))
+                    self._binding.send(peer, gone)
         elif isinstance(message, control.Replay):
             if secrets.compare_digest(message.token, self._token):
                 self.replay(message.numbers, lambda answer: self._answer(peer, answer))
@@ -541,6 +546,8 @@ class Supervisor:
                 key = (action.replica.node, action.replica.number)
                 self._books[key].close(self._clock(), dead=True)
                 self._remove_sockets(action.replica, action.incarnation)
+                # Should it live after all (stopped, and out of reach of a launcher that died): leave.
+                self._pass_on(action.replica, _gone(action.replica, action.incarnation))
                 self._replays.died(action.replica)
             elif isinstance(action, core.Poisoned):
                 self._watcher.poisoned(action)
@@ -674,6 +681,10 @@ class Supervisor:
     def _words_of(self, replica: Replica) -> str:
         output = self._outputs.get((replica.node, replica.number))
         return output.last_lines if output is not None else ""
+
+
+def _gone(replica: Replica, incarnation: int) -> control.Gone:
+    return control.Gone(replica.node, replica.number, incarnation, False)
 
 
 def _parse(name: str) -> tuple[tuple[str, int], int]:

@@ -102,6 +102,10 @@ class Inlet(ABC):
         """Cancel what runs."""
         return None
 
+    def knob(self) -> str:
+        """What bounds the messages in hand, if handlers wait for later ones; for people."""
+        return ""
+
     def stacks(self) -> list[str]:
         """Where the handlers that wait are, for people."""
         return []

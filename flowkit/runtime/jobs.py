@@ -103,6 +103,7 @@ class JobInlet(Inlet):
 
     def __init__(self, shop: Shop, channel: In[Any], number: int, links: list[LinkPlan]) -> None:
         super().__init__(shop, channel, number)
+        self._windows = {link.name: link.window for link in links}
         # With several handlers at once, messages of one key must still come one after the other.
         ordered = channel.concurrency > 1 and channel.batch is None
         self._key_of = {
@@ -163,6 +164,15 @@ class JobInlet(Inlet):
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
+
+    def knob(self) -> str:
+        name = self.channel.name
+        if len(self._running) >= self.channel.concurrency:
+            bound = f"concurrency={self.channel.concurrency} of In {name}"
+        else:
+            link = min(self._windows, key=lambda link: self._windows[link])
+            bound = f"window: {self._windows[link]} of the link {link}"
+        return f"if its handlers wait for later messages, raise {bound}"
 
     def stacks(self) -> list[str]:
         return [_stack(task) for task in self._running]

@@ -276,6 +276,8 @@ class Runner:
             self.engine.producer_at(
                 message.link, message.replica, message.incarnation, message.address
             )
+        elif isinstance(message, control.Gone) and self._is_me(message):
+            self._leave()
         elif isinstance(message, control.Gone):
             self.engine.peer_gone(message.node, message.replica, message.incarnation, message.done)
         elif isinstance(message, control.Start):
@@ -292,6 +294,10 @@ class Runner:
         else:
             self.engine.released()
         self._soon()
+
+    def _is_me(self, gone: control.Gone) -> bool:
+        me = (self.spec.node.name, self.spec.replica, self.spec.incarnation)
+        return (gone.node, gone.replica, gone.incarnation) == me
 
     def _start(self) -> None:
         """Everybody is ready: a source begins."""
@@ -553,11 +559,13 @@ class Runner:
             self._progress = (self._shop.handled, now)
         elif now - self._progress[1] > seconds:
             self._progress = (self._shop.handled, now)
+            held = [inlet for inlet in self._inlets if not inlet.idle]
             log.warning(
-                "%s has had messages in hand for %g s and finished none\n%s",
+                "%s has had messages in hand for %g s and finished none%s\n%s",
                 self.spec.name,
                 seconds,
-                "\n".join(stack for inlet in self._inlets for stack in inlet.stacks()),
+                "".join(f"; {inlet.knob()}" for inlet in held if inlet.knob()),
+                "\n".join(dict.fromkeys(stack for inlet in held for stack in inlet.stacks())),
             )
 
     # -- timers --------------------------------------------------------------------------------
