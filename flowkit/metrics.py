@@ -14,7 +14,7 @@ core with others seldom gets far above it."""
 class Share:
     """How the replicas of a node spent their time, as shares of it between 0 and 1.
 
-    `busy` in handlers, `waiting` for room downstream; of a source the rest is reading.
+    `busy` in handlers, or, for a source, reading; `waiting` for room downstream.
     """
 
     node: str
@@ -36,8 +36,8 @@ class Verdict:
 def verdict(shares: Sequence[Share]) -> Verdict:
     """Name the node that limits the flow.
 
-    The busiest node does if it is busy most of the time, or if what is upstream waits; else the
-    sources do: they never had to wait.
+    The busiest node does if it is busy most of the time, or if what is upstream waits; else a
+    source that reads most of the time.
     """
     workers = [share for share in shares if not share.source]
     sources = [share for share in shares if share.source]
@@ -48,8 +48,8 @@ def verdict(shares: Sequence[Share]) -> Verdict:
         if busiest.stateful:
             advice += ", with route: key on its input, or make its handler faster"
         return Verdict(busiest.node, round(busiest.busy, 4), advice)
-    reader = min(sources, key=lambda share: share.waiting, default=None)
-    if reader is None or reader.waiting >= BUSY:
+    reader = max(sources, key=lambda share: share.busy, default=None)
+    if reader is None or reader.busy < BUSY:
         return Verdict(None, 0.0, "nothing limits: there is little to do")
-    busy = round(1.0 - reader.waiting, 4)
-    return Verdict(reader.node, busy, f"everything waits for {reader.node} to read its input")
+    advice = f"everything waits for {reader.node} to read its input"
+    return Verdict(reader.node, round(reader.busy, 4), advice)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowkit.metrics import Verdict
+from flowkit.metrics import Share, Verdict, verdict
 from flowkit.protocol.ledger import Entry
-from flowkit.protocol.project import Status
+from flowkit.protocol.project import Phase, Project, Status
+from flowkit.runtime import shared
+from flowkit.runtime.books import ReplicaBooks
+from flowkit.topology.plan import NodePlan, Plan
 
 OK, FAILED, USAGE, DEAD_LETTERS, UNACCOUNTED = 0, 3, 2, 4, 5
 KILLED = 130
@@ -54,6 +57,8 @@ class Report:
     verdict: Verdict
     traceback: str = field(default="")
     """The last lines of the replica that was given up."""
+    interrupted: bool = False
+    """Whether the sources were told to stop before their streams had ended."""
 
     @property
     def in_flight(self) -> int:
@@ -99,6 +104,7 @@ class Report:
             "project": self.project,
             "status": self.status.value,
             "reason": self.reason,
+            "interrupted": self.interrupted,
             "seconds": round(self.seconds, 3),
             "exit": self.exit,
             "links": [
@@ -134,3 +140,67 @@ class Report:
                 "advice": self.verdict.advice,
             },
         }
+
+
+def compile_report(
+    plan: Plan,
+    project: Project,
+    books: Mapping[tuple[str, int], ReplicaBooks],
+    replayed: Mapping[str, Entry],
+    now: float,
+    seconds: float,
+    last_words: str,
+) -> Report:
+    """The report of a run as it stands at `now`, from the books of its replicas by node and number.
+
+    `replayed` is what dead letters that were replayed add to the books of links, by name;
+    `last_words` what the replica that was given up printed last.
+    """
+    links = []
+    for link in plan.links:
+        entry = Entry()
+        for (node, _), book in books.items():
+            if node == link.source:
+                entry.add(book.entries()[link.index])
+        entry.add(replayed.get(link.name, Entry()))
+        source, target = f"{link.source}.{link.out}", f"{link.target}.{link.into}"
+        links.append(LinkReport(source, target, entry, lossy=link.delivery == "at-most-once"))
+    replicas = []
+    for key, replica in project.replicas.items():
+        gauges = books[key].now()
+        replicas.append(
+            ReplicaReport(
+                replica.node,
+                replica.number,
+                replica.restarts,
+                "done" if replica.phase is Phase.ENDED else replica.phase.value,
+                replica.lost_state,
+                gauges[shared.BUSY_NS] / 1e9 / (books[key].seconds(now) or 1.0),
+                gauges[shared.HANDLED],
+            )
+        )
+    shares = [_share(node, books, now) for node in plan.nodes] if project.started else []
+    return Report(
+        plan.project,
+        project.status,
+        project.reason,
+        seconds,
+        links,
+        replicas,
+        verdict(shares),
+        last_words,
+        project.draining,
+    )
+
+
+def _share(node: NodePlan, books: Mapping[tuple[str, int], ReplicaBooks], now: float) -> Share:
+    """How the replicas of `node` have spent their time."""
+    busy = waiting = seconds = 0.0
+    for (name, _), book in books.items():
+        if name == node.name:
+            gauges = book.now()
+            busy += gauges[shared.BUSY_NS] / 1e9
+            waiting += gauges[shared.WAITING_NS] / 1e9
+            seconds += book.seconds(now)
+    whole = seconds or 1.0
+    return Share(node.name, busy / whole, waiting / whole, node.source, node.stateful)

@@ -71,10 +71,14 @@ class Store:
 
     def __init__(self, path: str) -> None:
         self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        # Safe against kill -9; only a power cut can take the last commits, not the database.
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.executescript(_SCHEMA)
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            # Safe against kill -9; only a power cut can take the last commits, not the database.
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.executescript(_SCHEMA)
+        except BaseException:
+            self._db.close()
+            raise
 
     def close(self) -> None:
         self._db.close()
@@ -134,11 +138,16 @@ class Store:
             "SELECT message, link, node, replica, raw, key, headers, error, traceback, attempts, "
             "run, number, time FROM dead_letters"
         )
-        if numbers is not None:
-            query += f" WHERE number IN ({','.join('?' * len(numbers))})"
         decode = msgspec.msgpack.decode
         letters = []
-        for row in self._db.execute(query + " ORDER BY number", numbers or ()):
+        if numbers is None:
+            rows = self._db.execute(query + " ORDER BY number").fetchall()
+        else:
+            # One by one: a statement has room for so many parameters only.
+            rows = []
+            for number in sorted(number for number in set(numbers) if 0 < number < 1 << 63):
+                rows += self._db.execute(query + " WHERE number = ?", (number,)).fetchall()
+        for row in rows:
             message, link, node, replica, raw, key, headers, *rest = row
             letters.append(
                 DeadLetter(
@@ -149,9 +158,11 @@ class Store:
 
     def drop_dead_letters(self, numbers: Sequence[int]) -> int:
         """Forget dead letters; returns how many there were."""
-        marks = ",".join("?" * len(numbers))
-        query = f"DELETE FROM dead_letters WHERE number IN ({marks})"
-        return self._db.execute(query, numbers).rowcount
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            return self._db.executemany(
+                "DELETE FROM dead_letters WHERE number = ?", [(number,) for number in numbers]
+            ).rowcount
 
     # -- facts ---------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from types import TracebackType
 from flowkit.clock import Clock, monotonic
 from flowkit.control.client import leave_contact
 from flowkit.control.replays import Replays
+from flowkit.control.watcher import Logging
 from flowkit.control.watcher import Silent as Silent
 from flowkit.control.watcher import Watcher as Watcher
 from flowkit.errors import DirtyStop, FlowkitError, WireError
@@ -30,16 +31,14 @@ from flowkit.journal import holds_batches
 from flowkit.launchers.base import Launcher
 from flowkit.launchers.inprocess import InProcessLauncher
 from flowkit.launchers.process import ProcessLauncher
-from flowkit.metrics import Share, verdict
 from flowkit.protocol import control
 from flowkit.protocol import project as core
-from flowkit.protocol.ledger import Entry
 from flowkit.protocol.project import Member, Project, Replica, Status
 from flowkit.protocol.restart import RestartPolicy
 from flowkit.protocol.watch import Watch, interval
-from flowkit.report import LinkReport, ReplicaReport, Report
+from flowkit.report import Report, compile_report
 from flowkit.rundir import RunDirectory, make_private
-from flowkit.runtime import shared, spec
+from flowkit.runtime import descriptors, shared, spec
 from flowkit.runtime.books import ReplicaBooks
 from flowkit.runtime.journaling import journal_path
 from flowkit.runtime.output import Output
@@ -48,7 +47,7 @@ from flowkit.store import Store
 from flowkit.topology.plan import Plan
 from flowkit.transport.base import Binding, Transport
 from flowkit.transport.memory import MemoryHub, MemoryTransport
-from flowkit.transport.zmq import NAME_EXTRA, ZmqTransport
+from flowkit.transport.zmq import NAME_EXTRA, ZmqTransport, raise_file_limit
 
 DRAIN_TIMEOUT = 60.0
 """Seconds that a drain may take unless the caller says otherwise; then what is left is given up."""
@@ -78,6 +77,7 @@ class Supervisor:
     either, positions left by a run that was not drained are an error (`DirtyStop`), since only the
     caller knows what is wanted. `in_process` runs all replicas on this loop, for debugging.
     Without `sources` they are not started: for replaying dead letters alone.
+    `watcher` is told what replicas print and what becomes of them; by default that is logged.
     `method` is how processes start: "fork", "spawn", or None for what the system does best.
     """
 
@@ -102,7 +102,7 @@ class Supervisor:
         self._resume, self._fresh = resume, fresh
         self._sources = sources
         self._method = method
-        self._watcher: Watcher = watcher or Silent()
+        self._watcher: Watcher = watcher or Logging()
         self._clock = clock
         self._run = secrets.token_hex(8)
         self._token = secrets.token_hex(16)
@@ -127,12 +127,10 @@ class Supervisor:
             sources,
         )
         lossy = [link.index for link in self.plan.links if link.delivery == "at-most-once"]
-        durable = [link.index for link in self.plan.links if link.durable]
         self._books = {
             key: ReplicaBooks(
                 [link.index for link in self.plan.links if link.source == replica.node],
                 lossy,
-                durable,
                 self.plan.node(replica.node).positions,
             )
             for key, replica in self._project.replicas.items()
@@ -175,6 +173,8 @@ class Supervisor:
         self._began = self._clock()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._rundir.check(LONGEST_NAME + NAME_EXTRA)
+        if not self._in_process:
+            descriptors.check(self.plan, raise_file_limit())
         self._rundir.acquire()
         make_private(self._rundir.state)
         self._store = Store(str(self._rundir.state / "flowkit.db"))
@@ -294,61 +294,15 @@ class Supervisor:
     def report(self) -> Report:
         """The books as they are now."""
         now = self._clock()
-        links = []
-        for link in self.plan.links:
-            entry = Entry()
-            for (node, _), books in self._books.items():
-                if node == link.source:
-                    entry.add(books.entries()[link.index])
-            entry.add(self._replays.booked.get(link.name, Entry()))
-            links.append(
-                LinkReport(
-                    f"{link.source}.{link.out}",
-                    f"{link.target}.{link.into}",
-                    entry,
-                    lossy=link.delivery == "at-most-once",
-                )
-            )
-        replicas = []
-        for key, replica in self._project.replicas.items():
-            gauges = self._books[key].now()
-            replicas.append(
-                ReplicaReport(
-                    replica.node,
-                    replica.number,
-                    replica.restarts,
-                    "done" if replica.phase is core.Phase.ENDED else replica.phase.value,
-                    replica.lost_state,
-                    gauges[shared.BUSY_NS] / 1e9 / (self._books[key].seconds(now) or 1.0),
-                    gauges[shared.HANDLED],
-                )
-            )
-        return Report(
-            self.plan.project,
-            self._project.status,
-            self._project.reason,
+        return compile_report(
+            self.plan,
+            self._project,
+            self._books,
+            self._replays.booked,
+            now,
             self._seconds or now - self._began,
-            links,
-            replicas,
-            verdict(self._shares(now) if self._project.started else []),
             self._last_words,
         )
-
-    def _shares(self, now: float) -> list[Share]:
-        shares = []
-        for node in self.plan.nodes:
-            busy = waiting = seconds = 0.0
-            for (name, _), books in self._books.items():
-                if name == node.name:
-                    gauges = books.now()
-                    busy += gauges[shared.BUSY_NS] / 1e9
-                    waiting += gauges[shared.WAITING_NS] / 1e9
-                    seconds += books.seconds(now)
-            whole = seconds or 1.0
-            shares.append(
-                Share(node.name, busy / whole, waiting / whole, node.source, node.stateful)
-            )
-        return shares
 
     # -- set-up --------------------------------------------------------------------------------
 
@@ -415,7 +369,7 @@ class Supervisor:
             return  # not one of ours; nothing depends on it
         if isinstance(message, control.Ready):
             key = (message.node, message.replica)
-            if not secrets.compare_digest(message.token, self._token):
+            if not self._knows(message.token):
                 return
             # Before the project answers, so that its words find their way.
             before = self._peer_of.get(key)
@@ -430,7 +384,7 @@ class Supervisor:
                     gone = control.encode(_gone(replica, message.incarnation))
                     self._binding.send(peer, gone)
         elif isinstance(message, control.Replay):
-            if secrets.compare_digest(message.token, self._token):
+            if self._knows(message.token):
                 self.replay(message.numbers, lambda answer: self._answer(peer, answer))
         elif peer in self._peers:
             replica, incarnation = self._peers[peer]
@@ -443,6 +397,9 @@ class Supervisor:
             elif self._replays.answered(message) and self._store is not None:
                 self._store.drop_dead_letters([message.number])
         self._act()
+
+    def _knows(self, token: str) -> bool:
+        return secrets.compare_digest(token.encode(), self._token.encode())
 
     def replay(self, numbers: Sequence[int], answer: Callable[[control.Replayed], None]) -> None:
         """Try dead letters again; `answer` is called once for each, with what became of it."""
@@ -465,6 +422,10 @@ class Supervisor:
         if output is not None:
             output.drain()
         replica = self._project.replicas[key]
+        self._replays.died(replica)
+        self._peers = {
+            peer: known for peer, known in self._peers.items() if known != (replica, incarnation)
+        }
         stuck = self._stuck.pop(name, None)
         error = error or stuck
         held = self._books[key].in_hand()
@@ -546,9 +507,8 @@ class Supervisor:
                 key = (action.replica.node, action.replica.number)
                 self._books[key].close(self._clock(), dead=True)
                 self._remove_sockets(action.replica, action.incarnation)
-                # Should it live after all (stopped, and out of reach of a launcher that died): leave.
+                # Should it live after all (stopped, and its launcher dead): it is to leave.
                 self._pass_on(action.replica, _gone(action.replica, action.incarnation))
-                self._replays.died(action.replica)
             elif isinstance(action, core.Poisoned):
                 self._watcher.poisoned(action)
             elif isinstance(action, core.Started):

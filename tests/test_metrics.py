@@ -35,8 +35,9 @@ def test_a_stateful_node_cannot_just_be_scaled() -> None:
     assert said.advice == "scale count, with route: key on its input, or make its handler faster"
 
 
-def test_a_source_that_never_waits_limits() -> None:
-    said = verdict([source("slow", 0.1), source("fast", 0.5), worker("split", 0.4)])
+def test_a_source_that_reads_all_the_time_limits() -> None:
+    reading = Share("slow", 0.9, 0.1, True)
+    said = verdict([reading, Share("fast", 0.5, 0.5, True), worker("split", 0.4)])
     assert said == Verdict("slow", 0.9, "everything waits for slow to read its input")
 
 

@@ -79,6 +79,7 @@ def test_the_format_of_the_file() -> None:
         "project": "play",
         "status": "timed out",
         "reason": "because",
+        "interrupted": False,
         "seconds": 1.235,
         "exit": 5,
         "links": [

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import click
 
 from flowkit.cli.show import table
+from flowkit.codecs.preview import preview
 from flowkit.errors import OperatorError
 from flowkit.protocol.control import Replayed
 from flowkit.rundir import RunDirectory
 from flowkit.store import DeadLetter, Store
+from flowkit.topology.names import valid
 from flowkit.units import human_bytes
 
 TIMEOUT = 60.0
@@ -84,8 +87,9 @@ def show(project: str, numbers: tuple[int, ...], format_: str) -> None:
         if format_ == "json":
             click.echo(json.dumps({**_as_dict(letter), "traceback": letter.traceback}))
             continue
+        tries = "try" if letter.attempts == 1 else "tries"
         click.echo(f"dead letter {letter.number}: {letter.error}")
-        click.echo(f"  when      {_when(letter)}, after {letter.attempts} tries")
+        click.echo(f"  when      {_when(letter)}, after {letter.attempts} {tries}")
         click.echo(f"  link      {letter.link}")
         click.echo(f"  replica   {letter.node}.{letter.replica}")
         click.echo(f"  message   {letter.message}")
@@ -187,11 +191,11 @@ def _open(project: str) -> Iterator[tuple[RunDirectory, Store]]:
     path = place.state / "flowkit.db"
     if not path.exists():
         raise OperatorError(f"{project} has never run here", hint="flowkit up keeps dead letters")
-    store = Store(str(path))
     try:
-        yield place, store
-    finally:
-        store.close()
+        with closing(Store(str(path))) as store:
+            yield place, store
+    except sqlite3.Error as error:
+        raise OperatorError(f"{path} cannot be used: {error}") from error
 
 
 def _place(project: str) -> RunDirectory:
@@ -204,7 +208,7 @@ def _place(project: str) -> RunDirectory:
 
             raise TopologyError(problems)
         return RunDirectory(topology.project, topology.path)
-    found = RunDirectory.find(project) if "/" not in project else []
+    found = RunDirectory.find(project) if valid(project) else []
     if not found:
         raise OperatorError(
             f"there is no project '{project}', and no file of that name",
@@ -247,13 +251,8 @@ def _as_dict(letter: DeadLetter) -> dict[str, object]:
 
 def _content(letter: DeadLetter) -> str:
     """The message as people read it: decoded where it is msgpack or text, else its bytes."""
-    import msgspec
-
-    try:
-        shown = repr(msgspec.msgpack.decode(letter.raw))
-    except (msgspec.MsgspecError, RecursionError, UnicodeError):
-        shown = repr(letter.raw)
-    return shown if len(shown) <= 400 else f"{shown[:400]}... ({human_bytes(len(letter.raw))})"
+    shown = preview(letter.raw, 400)
+    return f"{shown} ({human_bytes(len(letter.raw))})" if shown.endswith("...") else shown
 
 
 def _when(letter: DeadLetter) -> str:

@@ -21,6 +21,9 @@ from flowkit.units import human_count, human_seconds
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_yellow")
 SUPERVISOR = "supervisor"
 
+VERDICT_AFTER = 2.0
+"""Seconds that a run must have lasted for its shares to say something."""
+
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
@@ -179,7 +182,7 @@ class Screen:
         self._print(Text(_summary(report), style=_style(report)))
         if report.dead_lettered:
             self._print(Text(f"look at them: flowkit dead-letters ls {report.project}"))
-        if report.status is Status.DRAINED and report.verdict.bottleneck:
+        if report.seconds >= VERDICT_AFTER and report.verdict.bottleneck:
             busy = f"{100 * report.verdict.busy:.0f} %"
             self._print(
                 Text(
@@ -226,22 +229,31 @@ def _summary(report: Report) -> str:
         text = f"{report.status.value} after {seconds}"
         if report.reason and report.reason != report.status.value:
             text += f": {report.reason}"
+        last = report.traceback.strip().rpartition("\n")[2]
+        if last and report.status in (Status.FAILED, Status.MISCONFIGURED):
+            text += f"; its last words: {last}"
         return f"{text}; {in_flight} given up" if report.in_flight else text
     parts = []
     if report.in_flight:
         parts.append(f"{in_flight}, unaccounted for")
-    if report.dropped:
-        parts.append(f"{report.dropped:,} dropped")
     if report.dead_lettered:
         plural = "" if report.dead_lettered == 1 else "s"
         parts.append(f"{report.dead_lettered:,} dead letter{plural}")
-    if not report.in_flight and not report.dropped:
-        parts.insert(0, "nothing lost")
-    return f"drained in {seconds}, {', '.join(parts)}"
+    if report.dropped:
+        parts.append(f"{report.dropped:,} dropped")
+    forgetful = [f"{node.node}.{node.replica}" for node in report.nodes if node.lost_state]
+    if forgetful:
+        parts.append(f"no message lost, but what {', '.join(forgetful)} held in memory")
+    elif not report.in_flight and not report.dropped:
+        parts.append("nothing else lost" if parts else "nothing lost")
+    stopped = " after it was stopped" if report.interrupted else ""
+    return f"drained in {seconds}{stopped}, {', '.join(parts)}"
 
 
 def _style(report: Report) -> str:
-    return "green" if report.exit == 0 else "yellow" if report.exit == 4 else "red"
+    if report.exit == 0 and not any(node.lost_state for node in report.nodes):
+        return "green"
+    return "yellow" if report.exit in (0, 4) else "red"
 
 
 def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:

@@ -17,10 +17,12 @@ CONTACT = "contact.json"
 
 
 def leave_contact(directory: Path, address: str, token: str) -> None:
-    """Written by the supervisor; the directory is private, and so is the file."""
-    path = directory / CONTACT
+    """Written by the supervisor; the directory is private, and so is the file. Who reads it finds
+    all of it or nothing."""
+    path = directory / f"{CONTACT}.new"
     path.touch(mode=0o600)
     path.write_text(json.dumps({"address": address, "token": token}), encoding="utf-8")
+    path.replace(directory / CONTACT)
 
 
 class Client:

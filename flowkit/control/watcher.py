@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 from flowkit.protocol import project as core
@@ -43,3 +44,37 @@ class Silent:
     def poisoned(self, event: core.Poisoned) -> None: ...
 
     def draining(self, in_flight: int) -> None: ...
+
+
+class Logging:
+    """A watcher that logs: what replicas print goes to ``flowkit.output.NODE.REPLICA``, at INFO,
+    and what happens to them to ``flowkit.supervisor``."""
+
+    def __init__(self) -> None:
+        self._log = logging.getLogger("flowkit.supervisor")
+
+    def output(self, replica: str, line: bytes) -> None:
+        log = logging.getLogger(f"flowkit.output.{replica}")
+        log.info("%s", line.decode("utf-8", "backslashreplace"))
+
+    def ready(self, seconds: float) -> None:
+        self._log.info("all replicas are ready after %.2f s", seconds)
+
+    def died(self, event: core.Died, budget: int | None) -> None:
+        how = event.error or f"ended with code {event.code}"
+        then = event.reason if event.delay is None else f"restarted in {event.delay:g} s"
+        self._log.warning("%s %s; %s", event.replica.name, how, then)
+
+    def note(self, text: str) -> None:
+        self._log.warning("%s", text)
+
+    def poisoned(self, event: core.Poisoned) -> None:
+        self._log.error(
+            "message %d of batch %s kills %s: it is given up",
+            event.message.index,
+            event.message.id.hex(),
+            event.replica.node,
+        )
+
+    def draining(self, in_flight: int) -> None:
+        self._log.info("draining: %d messages in flight", in_flight)

@@ -17,7 +17,7 @@ from flowkit.errors import OperatorError
 from flowkit.launchers.base import Launcher, OnExit, OnStarted
 from flowkit.protocol.project import CONFIGURATION
 from flowkit.runtime import spec as specs
-from flowkit.runtime.child import build, explain
+from flowkit.runtime.child import build, explain, flush_files
 from flowkit.runtime.runner import Runner
 from flowkit.transport.memory import MemoryHub, MemoryTransport
 
@@ -69,6 +69,7 @@ class InProcessLauncher(Launcher):
                 raise _Misconfigured(spec.name) from error
             await runner.run()
         finally:
+            flush_files()
             # The last frames are still on their way through the loop; the hub keeps them.
             transport.close(1.0)
 

@@ -130,7 +130,9 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """All links are closed: the process may end."""
+    """All links are closed: the process may end; or it must, for `reason`."""
+
+    reason: str = ""
 
 
 Action = (

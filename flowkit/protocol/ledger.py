@@ -19,6 +19,7 @@ REASONS = (
     "no room: oldest",
     "no room: newest",
     "stopped",
+    "link broken",
 )
 """Why messages are dropped; their order is their place in the row."""
 
@@ -46,6 +47,10 @@ class Books:
         self._row[SENT] += count
         if own:
             self._row[OWN_SENT] += count
+
+    def safe(self, count: int) -> None:
+        """`count` of the `own` messages are in a journal: a later incarnation sends them again."""
+        self._row[OWN_SETTLED] += count
 
     def delivered(self, count: int, again: bool) -> None:
         self._row[DELIVERED] += count
@@ -122,7 +127,7 @@ class Entry:
 
     @property
     def balanced(self) -> bool:
-        return self.in_flight >= 0 and self.delivered >= self.redelivered
+        return self.in_flight >= 0 and self.delivered - self.redelivered <= self.sent
 
     def add(self, other: Entry) -> None:
         self.sent += other.sent

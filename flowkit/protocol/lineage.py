@@ -30,9 +30,9 @@ MAX_SPAN = 4096
 """How many root batches of one replica may be unsettled: bounds what consumers remember. The
 field on the wire holds 65,535."""
 
-DEAD_SPANS = 64
-"""How many spans that ended (their replica died) a consumer keeps for one origin. Copies of their
-batches can only come while older deliveries are still being settled."""
+DEAD_SPANS = 8
+"""How many spans a consumer keeps of one origin: that of the replica that lives, and of those that
+died. Copies of their batches can only come while older deliveries are still being settled."""
 
 
 def root_id(origin: int, incarnation: int, sequence: int) -> bytes:

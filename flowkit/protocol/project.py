@@ -285,6 +285,9 @@ class Project:
         self._suspects[suspect] = self._suspects.get(suspect, 0) + 1
         if self._suspects[suspect] != DEATHS_IN_HAND:
             return
+        # What it died of is known and will not come again: those deaths use up no restarts.
+        for one in self._replicas_of(replica.node):
+            one.restart = RestartState(one.restart.policy)
         poison = control.Poison(link, id, index)
         self._poisons[replica.node].append(poison)
         self.actions.append(Poisoned(replica, poison))

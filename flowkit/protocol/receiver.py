@@ -303,9 +303,7 @@ class Receiver:
         self.state = State.REFUSED
         self._post(Disconnect(self.terms.index, self.producer))
         where = f"{self.terms.name}: replica {self.producer}"
-        self._post(Complain(f"{where} refused: {frame.code}: {frame.text}"))
-        if frame.code == "fenced":
-            self._post(Leave())
+        self._post(Leave(f"{where} refused: {frame.text}"))
 
     def _data(self, frame: Data) -> None:
         if self.state is not State.LIVE or frame.session != self._session:

@@ -162,7 +162,8 @@ class Sender:
         died before it could acknowledge what the batch was made of, and that came here."""
         self._unsaved: list[OutBatch] = []
         self._saving = 0
-        self._saved: dict[int, None] = {}  # sequences in the journal, in order
+        self._saved: set[int] = set()  # sequences in the journal
+        self._order: deque[int] = deque()  # the same, and some that were taken out since
         self.derived = False
         """Whether batches that were made of input have been acknowledged."""
         self.messages = 0
@@ -228,6 +229,9 @@ class Sender:
         self._saving -= len(batches)
         for batch, sequence in zip(batches, sequences, strict=True):
             self._enter(batch, sequence)
+            if batch.own:
+                self.books.safe(batch.count)
+                batch.own = False
             if batch.work is not None:
                 batch.work.release()
                 batch.work = None
@@ -399,11 +403,11 @@ class Sender:
     def _too_far(self, batch: OutBatch) -> bool:
         """Whether a batch of a journal must wait until lower ones are settled: consumers remember
         what lies between, and one input batch may have made more than they should."""
-        return bool(batch.sequence) and batch.sequence - next(iter(self._saved)) > MAX_SPAN
+        return bool(batch.sequence) and batch.sequence - self._low() > MAX_SPAN
 
     def _deliver(self, session: Session, batch: OutBatch) -> None:
         if batch.sequence:
-            batch.span = batch.sequence - next(iter(self._saved))
+            batch.span = batch.sequence - self._low()
         session.sequence += 1
         session.sent_bytes += batch.size
         session.load += batch.count
@@ -480,19 +484,24 @@ class Sender:
 
     def _enter(self, batch: OutBatch, sequence: int) -> None:
         """Give a batch the id it has as an entry of the journal."""
-        self._saved[sequence] = None
+        self._saved.add(sequence)
+        self._order.append(sequence)
         batch.sequence = sequence
         origin = self.terms.origin + self._identity.replica
         batch.id = root_id(origin, JOURNAL, sequence)
 
+    def _low(self) -> int:
+        """The lowest sequence in the journal, which must hold one."""
+        while self._order[0] not in self._saved:
+            self._order.popleft()
+        return self._order[0]
+
     def _span(self) -> int:
-        if not self._saved:
-            return 0
-        return next(reversed(self._saved)) - next(iter(self._saved))
+        return self._order[-1] - self._low() if self._saved else 0
 
     def _forget(self, batch: OutBatch) -> None:
         if batch.sequence:
-            del self._saved[batch.sequence]
+            self._saved.discard(batch.sequence)
             self._post(Erase(self.terms.index, batch.sequence))
         self._hold(batch, -1)
         self.derived = self.derived or not batch.own
@@ -505,7 +514,7 @@ class Sender:
         if self._of_replica.get(session.replica) is session:
             del self._of_replica[session.replica]
         if self.terms.lossy:
-            reason = "consumer died"
+            reason = "consumer died" if dead else "link broken"
             for batch in session.unacked:
                 self.books.dropped(batch.count, reason, batch.own)
                 self._forget(batch)

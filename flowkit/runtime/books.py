@@ -17,12 +17,10 @@ class ReplicaBooks:
         self,
         links: Sequence[int],
         lossy: Sequence[int],
-        durable: Sequence[int],
         replayed: bool,
     ) -> None:
         self.links = links
         self.lossy = lossy
-        self.durable = durable
         self.replayed = replayed
         self.rows: SharedRows | None = None
         self.path: Path | None = None
@@ -45,7 +43,7 @@ class ReplicaBooks:
         self.alive = self.seconds(now)
         for link, entry in self.entries(live_only=True).items():
             if dead:
-                entry.bury(self.replayed or link in self.durable, link in self.lossy)
+                entry.bury(self.replayed, link in self.lossy)
             self.past[link].add(entry)
         self.rows.close()
         self.rows = None

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import gc
+import io
 import logging
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from flowkit.errors import FlowkitError, OperatorError
@@ -19,6 +22,7 @@ from flowkit.importing import load_object
 from flowkit.node import Node, describe
 from flowkit.protocol.project import CONFIGURATION
 from flowkit.runtime import spec as specs
+from flowkit.runtime.handling import theirs
 from flowkit.runtime.logs import set_up
 from flowkit.runtime.runner import Runner
 from flowkit.runtime.settings import fit
@@ -38,7 +42,19 @@ def main(data: bytes) -> int:
     except Exception as error:
         explain(spec, error)
         return CONFIGURATION
-    return asyncio.run(_run(spec, node))
+    try:
+        return asyncio.run(_run(spec, node))
+    finally:
+        flush_files()
+
+
+def flush_files() -> None:
+    """Write out what open files still hold, as the end of a program does: a child of
+    `multiprocessing` ends without it, and a node may have no `teardown` that closes its files."""
+    for one in gc.get_objects():
+        if isinstance(one, io.TextIOWrapper | io.BufferedWriter) and not one.closed:
+            with suppress(OSError, ValueError):
+                one.flush()
 
 
 def build(spec: specs.ReplicaSpec) -> Node:
@@ -73,8 +89,9 @@ async def _run(spec: specs.ReplicaSpec, node: Node) -> int:
     except FlowkitError as error:
         explain(spec, error)
         return 1
-    except Exception:
-        log.exception("%s failed", spec.name)
+    except Exception as error:
+        lines = traceback.format_exception(type(error), error, theirs(error))
+        log.error("%s failed\n%s", spec.name, "".join(lines).rstrip())
         return 1
     finally:
         for each in (transport, tcp):
@@ -87,7 +104,7 @@ async def _run(spec: specs.ReplicaSpec, node: Node) -> int:
 def explain(spec: specs.ReplicaSpec, error: BaseException) -> None:
     """Print why a replica cannot start or go on; a traceback only if the error is not flowkit's."""
     if not isinstance(error, FlowkitError):
-        traceback.print_exception(error)
+        traceback.print_exception(type(error), error, theirs(error))
     print(f"{spec.name} ({spec.node.use}): {type(error).__name__}: {error}", file=sys.stderr)
     if hint := getattr(error, "hint", ""):
         print(f"hint: {hint}", file=sys.stderr)

@@ -15,7 +15,8 @@ from typing import Any
 
 from flowkit.channels import CLOSED, Outbox, OutPort, current_outboxes
 from flowkit.codecs import Codec, decode_extras
-from flowkit.errors import DecodeError
+from flowkit.codecs.preview import preview
+from flowkit.errors import DecodeError, MessageError
 from flowkit.message import Key, Meta, message_id
 from flowkit.node import Node
 from flowkit.protocol.engine import Unsendable
@@ -29,8 +30,18 @@ FAILED = (Exception, asyncio.CancelledError)
 """What a handler may raise that is its own failure. CancelledError is no Exception; one that comes
 out of a handler is that of something it asked for."""
 
+OURS = ("flowkit.runtime", "flowkit.importing", "importlib", "asyncio")
+"""Where frames of a traceback come from that say nothing to the author of a node."""
+
+KEPT = 10_000
+"""Characters kept of a message that could not be encoded."""
+
 PREVIEW = 120
 """Characters of a message shown in the log."""
+
+WHOLE, SHORT = 3, 10
+"""How many failures of one kind are told with their traceback, and how many at all, one by one;
+after that the tenth, the hundredth and so on."""
 
 
 class StopProject(Exception):
@@ -85,6 +96,8 @@ class Undertaker:
         self._node, self._replica = name
         self.policy = policy
         self._run = run
+        self._kinds: dict[Any, int] = {}
+        self._split: tuple[InBatch, list[bytes]] | None = None
         self._keep = keep
 
     def bury(
@@ -101,11 +114,13 @@ class Undertaker:
         """
         where = f"{self._node}.{self._replica} {batch.terms.into}"
         places = list(indices)
-        lines = traceback.format_exception(type(error), error, _theirs(error))
+        lines = _lines_of(error)
+        if type(error).__name__ == "BdbQuit":
+            raise StopProject("the debugger was left")
         if self.policy.then == "stop":
-            log.error("%s: %s\n%s", where, _summary(error), "".join(lines))
-            raise StopProject(f"{where}: {_summary(error)}")
-        raws = _raws(batch, codec, places)
+            log.error("%s: %s%s", where, _summary(error), _below(lines))
+            raise StopProject(f"{batch.terms.into}: {_summary(error)}")
+        raws = self._raws(batch, codec, places)
         ids = [message_id(batch.id, batch.first + place) for place in places]
         tries = f"{attempts} {'try' if attempts == 1 else 'tries'}"
         if self.policy.then == "drop":
@@ -133,18 +148,41 @@ class Undertaker:
                     for number, place in enumerate(places)
                 ]
             )
-        shown = _preview(raws[0])
+        count = self._told(batch, error)
+        if count > SHORT and str(count).strip("0") != "1":
+            return
         more = f" and {len(places) - 1} more" if len(places) > 1 else ""
         log.error(
-            "%s: %s (message %s%s, %s; it begins %s)\n%s",
+            "%s: %s (message %s%s, %s: %s)%s%s",
             where,
             _summary(error),
             ids[0],
             more,
             fate,
-            shown,
-            "".join(lines).rstrip(),
+            preview(raws[0], PREVIEW),
+            f"; {count:,} like it so far" if count > WHOLE else "",
+            _below(lines) if count <= WHOLE else "",
         )
+
+    def _raws(self, batch: InBatch, codec: Codec[Any], places: Sequence[int]) -> list[bytes]:
+        """The raw bytes of the messages at `places`; a batch is split once, however many fail."""
+        if self._split is None or self._split[0] is not batch:
+            try:
+                self._split = batch, codec.split(batch.payload, batch.count)
+            except DecodeError:
+                # Not even an array: keep the whole payload once.
+                return [bytes(batch.payload), *(b"" for _ in places[1:])]
+        return [self._split[1][place] for place in places]
+
+    def _told(self, batch: InBatch, error: BaseException) -> int:
+        """How many failures of this kind there were: the same error from the same place."""
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = (trace.tb_frame.f_code, trace.tb_lineno) if trace is not None else None
+        kind = (batch.terms.index, type(error), place)
+        self._kinds[kind] = self._kinds.get(kind, 0) + 1
+        return self._kinds[kind]
 
     def unsendable(self, link: str, faults: list[Unsendable]) -> None:
         """Keep and tell what the engine has booked as dead-lettered: it could not be encoded."""
@@ -154,7 +192,7 @@ class Undertaker:
                 link=link,
                 node=self._node,
                 replica=self._replica,
-                raw=repr(fault.message)[:10_000].encode(errors="replace"),
+                raw=_shortly(fault.message).encode(errors="replace"),
                 key=None,
                 headers={},
                 error=_summary(fault.error),
@@ -222,28 +260,32 @@ def extras_of(batch: InBatch) -> tuple[list[Key] | None, list[Any] | None]:
         return None, None
 
 
-def _theirs(error: BaseException) -> TracebackType | None:
+def theirs(error: BaseException) -> TracebackType | None:
     """The traceback of `error` from the user's code on, without the frames that called it."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
-        if not str(trace.tb_frame.f_globals.get("__name__")).startswith("flowkit.runtime"):
+        if not str(trace.tb_frame.f_globals.get("__name__")).startswith(OURS):
             break
         trace = trace.tb_next
     return trace
 
 
-def _raws(batch: InBatch, codec: Codec[Any], places: Sequence[int]) -> list[bytes]:
-    try:
-        raws = codec.split(batch.payload, batch.count)
-    except DecodeError:
-        # Not even an array: keep the whole payload once.
-        return [bytes(batch.payload), *(b"" for _ in places[1:])]
-    return [raws[place] for place in places]
+def _lines_of(error: BaseException) -> list[str]:
+    """The traceback, where it says something: there is none of the user's in a decode error."""
+    if isinstance(error, MessageError):
+        return []
+    return traceback.format_exception(type(error), error, theirs(error))
 
 
-def _preview(raw: bytes) -> str:
-    text = repr(raw[:PREVIEW])
-    return text + "..." if len(raw) > PREVIEW else text
+def _below(lines: list[str]) -> str:
+    return "\n" + "".join(lines).rstrip() if lines else ""
+
+
+def _shortly(message: Any) -> str:
+    """The beginning of a message that has no bytes; not of a text of gigabytes, made for it."""
+    if isinstance(message, bytes | str):
+        return repr(message[:KEPT])
+    return repr(message)[:KEPT]
 
 
 def _summary(error: BaseException) -> str:

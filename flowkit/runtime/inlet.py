@@ -57,8 +57,10 @@ class Shop:
     fail: Callable[[BaseException], None]
     """The replica cannot go on."""
     gauges: MutableSequence[int] | memoryview[int]
-    poisons: set[tuple[int, bytes, int]] = field(default_factory=set)
-    """Link, batch and index of messages to give up unhandled."""
+    poisons: dict[tuple[int, bytes], set[int]] = field(default_factory=dict)
+    """By link and batch: the indices of messages to give up unhandled."""
+    careful: Inlet | None = None
+    """The inlet that handles a message carefully: there is one place to note which."""
     busy: float = 0.0
     """Seconds spent in handlers."""
     handled: int = 0
@@ -66,7 +68,7 @@ class Shop:
     def isolate(self, batch: InBatch, places: Iterable[int]) -> set[int]:
         """Give up the poisoned messages among those at `places`; returns their places."""
         link = batch.terms.index
-        bad = {place for place in places if (link, batch.id, place) in self.poisons}
+        bad = self.poisons.get((link, batch.id), set()).intersection(places)
         if bad:
             error = Poisoned(f"killed its process {DEATHS_IN_HAND + 1} times")
             self.undertaker.bury(batch, sorted(bad), self.codecs[link], error, DEATHS_IN_HAND + 1)
@@ -154,6 +156,11 @@ class _Batch:
         return index if self.places is None else self.places[index]
 
 
+def _is_careful(batch: InBatch) -> bool:
+    """Whether one of its messages may be the one that kills: it was in flight at a death."""
+    return batch.attempts > 0 and not batch.terms.lossy
+
+
 class PlainInlet(Inlet):
     """Plain handlers, one message after the other."""
 
@@ -182,6 +189,8 @@ class PlainInlet(Inlet):
             self._current = current
         elif began < current.due:
             return False
+        if _is_careful(current.batch) and shop.careful is not None:
+            return False  # a turn is asked for when that one returns
         shop.gauges[HANDLER] = self.number
         shop.ports.open(self._boxes)
         try:
@@ -222,7 +231,7 @@ class PlainInlet(Inlet):
 
     def _go_on(self, current: _Batch) -> None:
         """Call the handler until the batch is through, or a message must wait for another try."""
-        careful = current.batch.attempts > 0 and not current.batch.terms.lossy
+        careful = _is_careful(current.batch)
         if careful:
             note_care(self.shop.gauges, current.batch.terms.index, current.batch.id)
         while current.start < len(current.messages):

@@ -258,6 +258,8 @@ class JobInlet(Inlet):
             unit = self._waiting[0][1]
             if unit.due > self.shop.clock() or (unit.careful and self._running) or self._alone:
                 break
+            if unit.careful and self.shop.careful is not None:
+                break
             job, unit = self._waiting.popleft()
             started = True
             if not self.how.coroutine:
@@ -329,12 +331,14 @@ class JobInlet(Inlet):
         gauges[HANDLER] = self.number
         if unit.careful:
             item = unit.items[0]
+            self.shop.careful = self
             note_care(gauges, item.batch.terms.index, item.batch.id)
             gauges[CARE[3]] = item.place
 
     def _exit(self, unit: _Unit) -> None:
         self.shop.gauges[HANDLER] = 0
         if unit.careful:
+            self.shop.careful = None
             done_care(self.shop.gauges)
 
     async def _call_coroutine(self, job: _Job, unit: _Unit, slot: int | None) -> None:
@@ -365,10 +369,9 @@ class JobInlet(Inlet):
             await asyncio.sleep(backoff(unit.attempts))
         self._done(job)
         if slot is not None:
-            if self._behind[slot]:
-                self._spawn(*self._behind[slot].popleft(), slot)
-            else:
-                del self._behind[slot]
+            behind = self._behind.pop(slot)
+            # In front of the others, in their order: whether they may run now is `_start`'s word.
+            self._waiting.extendleft(reversed(behind))
 
     def _bury(self, unit: _Unit, error: BaseException) -> None:
         undertaker, codecs = self.shop.undertaker, self.shop.codecs

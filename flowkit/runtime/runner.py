@@ -20,7 +20,7 @@ from typing import Any
 from flowkit.channels import Outbox
 from flowkit.clock import Clock, monotonic
 from flowkit.codecs import Codec, codec_for, encode_extras
-from flowkit.errors import MessageError, ReplicaError, WireError
+from flowkit.errors import MessageError, ReplicaError, TransportError, WireError
 from flowkit.node import Node, Sink, Source
 from flowkit.protocol import control, events
 from flowkit.protocol.engine import Engine, Phase, Unsendable
@@ -34,6 +34,7 @@ from flowkit.runtime.handling import FAILED, Ports, StopProject, Undertaker
 from flowkit.runtime.inlet import Inlet, PlainInlet, Shop
 from flowkit.runtime.jobs import JobInlet
 from flowkit.runtime.journaling import JournalDriver
+from flowkit.runtime.positions import Positions, call
 from flowkit.runtime.shared import SharedRows
 from flowkit.runtime.sourcing import Outflow, RunDriver, SourceDriver
 from flowkit.runtime.spec import ReplicaSpec, terms_of
@@ -111,7 +112,7 @@ class Runner:
         self._inlets = [
             self._inlet(channel, number) for number, channel in enumerate(self.engine.inboxes, 1)
         ]
-        self._outflow = Outflow(self.engine, self._ports, self._release, self.wake)
+        self._outflow = Outflow(self.engine, self._ports, self._release, self.wake, clock)
         for port in self._ports.ports.values():
             port.attach(self._outflow.room)
         self._journals = {
@@ -130,10 +131,9 @@ class Runner:
         self._due: asyncio.TimerHandle | None = None
         self._handles: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._position: Any = None
-        self._stored: Any = None
-        self._committing: asyncio.Task[None] | None = None
+        self._positions = Positions(spec, node, self._store, self._spawn)
         self._blocked_since: float | None = None
+        self._reading_since: float | None = None
         self._undurable: list[Work] | None = (
             [] if isinstance(node, Sink) and type(node).commit is not Sink.commit else None
         )
@@ -168,7 +168,7 @@ class Runner:
 
     async def _set_up(self) -> bool:
         """Call `setup`. False if the replica was told to leave meanwhile."""
-        task = self._loop.create_task(_call(self.node.setup))
+        task = self._loop.create_task(call(self.node.setup))
         try:
             await asyncio.wait({task, self._left}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -205,7 +205,7 @@ class Runner:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
-            await _call(self.node.teardown)
+            await call(self.node.teardown)
         finally:
             # CLOSE frames must arrive; of what fails, others know by its death.
             linger = LINGER if self.engine.phase is Phase.CLOSED else 0.0
@@ -277,7 +277,7 @@ class Runner:
                 message.link, message.replica, message.incarnation, message.address
             )
         elif isinstance(message, control.Gone) and self._is_me(message):
-            self._leave()
+            self._leave("it was replaced by a later incarnation")
         elif isinstance(message, control.Gone):
             self.engine.peer_gone(message.node, message.replica, message.incarnation, message.done)
         elif isinstance(message, control.Start):
@@ -285,7 +285,7 @@ class Runner:
         elif isinstance(message, control.Drain):
             self._drain()
         elif isinstance(message, control.Poison):
-            self._shop.poisons.add((message.link, message.id, message.index))
+            self._shop.poisons.setdefault((message.link, message.id), set()).add(message.index)
         elif isinstance(message, control.Replay):
             for letter in self._store.dead_letters(message.numbers):
                 self._replay(letter)
@@ -320,7 +320,10 @@ class Runner:
             self._handles[name] = self._loop.call_later(seconds, self._timer, name, seconds)
 
     async def _drive(self, driver: SourceDriver | RunDriver) -> None:
+        self._reading_since = self._clock()
         await driver.run()
+        self._note()
+        self._reading_since = None
         await self._outflow.close()
         self.engine.end_stream()
         self.wake()
@@ -436,6 +439,12 @@ class Runner:
     def _note(self) -> None:
         """Bring the gauges up to date."""
         gauges = self._gauges
+        now = self._clock()
+        if self._reading_since is not None:
+            # A source is busy while its stream lasts and it is not held up.
+            waited = now - self._blocked_since if self._blocked_since is not None else 0.0
+            waited += gauges[shared.WAITING_NS] / 1e9
+            self._shop.busy = max(0.0, now - self._reading_since - waited)
         gauges[shared.BUSY_NS] = int(self._shop.busy * 1e9)
         gauges[shared.HANDLED] = self._shop.handled
         if self.engine.room:
@@ -466,28 +475,31 @@ class Runner:
             elif isinstance(action, events.Complain):
                 log.warning("%s: %s", self.spec.name, action.text)
             elif isinstance(action, events.Commit):
-                self._commit(action.position)
+                self._positions.commit(action.position)
             elif isinstance(action, events.CallFinish):
                 self._spawn(self._finish())
             elif isinstance(action, events.ReportDone):
                 self._spawn(self._report_done())
             else:
-                self._leave()
+                self._leave(action.reason)
         for journal in self._journals.values():
             journal.flush()
 
-    def _leave(self) -> None:
+    def _leave(self, reason: str) -> None:
         if self.engine.phase is Phase.CLOSED:
             self.leave()
         else:
-            self.fail(ReplicaError(f"{self.spec.name} was replaced by a later incarnation"))
+            self.fail(ReplicaError(f"{self.spec.name}: {reason}"))
 
     def _connect(self, action: events.Connect) -> None:
         place = (action.link, action.producer)
         self._disconnect(*place)
-        self._connections[place] = self._transport.connect(
-            action.address, partial(self._from_producer, *place)
-        )
+        try:
+            self._connections[place] = self._transport.connect(
+                action.address, partial(self._from_producer, *place)
+            )
+        except TransportError as error:  # no descriptors left; without the link it is no use
+            self.fail(error)
 
     def _disconnect(self, link: int, producer: int) -> None:
         connection = self._connections.pop((link, producer), None)
@@ -503,13 +515,12 @@ class Runner:
         for name in self._info.timers:
             if name in self._handles:
                 self._handles.pop(name).cancel()
-        timers = [task for task in self._tasks if task.get_name() in self._info.timers]
-        await asyncio.gather(*timers)
+        await self._end_timers()
         boxes = self._ports.fresh()
         self._ports.open(boxes)
         try:
             # In a task of its own, so that the outboxes of a coroutine stay this task's.
-            await _call(self.node.finish)
+            await call(self.node.finish)
         finally:
             self._ports.close()
         self._guard_state("finish()", boxes)
@@ -523,8 +534,14 @@ class Runner:
     def _replay(self, letter: DeadLetter) -> None:
         """Handle a dead letter again, under the id it has always had."""
         link = next((link for link in self.spec.inputs if link.name == letter.link), None)
+        if self.engine.phase is not Phase.OPEN:
+            self._say(control.Replayed(letter.number, f"{self.spec.name} is ending"))
+            return
         if link is None:
-            self._say(control.Replayed(letter.number, f"there is no link {letter.link} any more"))
+            text = f"{self.spec.name} has no input link {letter.link}"
+            if any(out.name == letter.link for out in self.spec.outputs):
+                text = "it could not be encoded when it was sent: mend the sender"
+            self._say(control.Replayed(letter.number, text))
             return
         codec = self._shop.codecs[link.index]
         try:
@@ -567,6 +584,18 @@ class Runner:
                 "".join(f"; {inlet.knob()}" for inlet in held if inlet.knob()),
                 "\n".join(dict.fromkeys(stack for inlet in held for stack in inlet.stacks())),
             )
+
+    async def _end_timers(self) -> None:
+        """Let running timers end; one that does not is cancelled, and sends nothing."""
+        running = [task for task in self._tasks if task.get_name() in self._info.timers]
+        if not running:
+            return
+        seconds = self.spec.node.watchdog
+        _, stuck = await asyncio.wait(running, timeout=seconds)
+        for task in stuck:
+            name = task.get_name()
+            log.warning("%s: timer %s() has not returned for %g s", self.spec.name, name, seconds)
+            task.cancel()
 
     # -- timers --------------------------------------------------------------------------------
 
@@ -618,38 +647,12 @@ class Runner:
                 "replica dies; declare it: stateful = True"
             )
 
-    # -- positions -----------------------------------------------------------------------------
-
-    def _commit(self, position: Any) -> None:
-        self._position = position
-        if self._committing is None:
-            self._committing = self._spawn(self._commit_soon())
-
-    async def _commit_soon(self) -> None:
-        # A commit covers everything before it, so ten a second are as good as thousands.
-        await asyncio.sleep(0.1)
-        await self._store_position()
-        self._committing = None
-        if self._position != self._stored:
-            self._commit(self._position)
-
     async def _report_done(self) -> None:
         """Say DONE, after the last position is committed: a death after it is no crash."""
-        if self._committing is not None:
-            await self._committing
-        await self._store_position()
+        await self._positions.finish()
         for journal in self._journals.values():
             journal.write()
         self._say(control.Done(self.spec.incarnation))
-
-    async def _store_position(self) -> None:
-        position = self._position
-        if position is None or position == self._stored:
-            return
-        self._store.set_position(self.spec.node.name, self.spec.replica, position)
-        assert isinstance(self.node, Source)
-        await _call(self.node.commit, position)
-        self._stored = position
 
     def _spawn(self, coroutine: Any, name: str | None = None) -> asyncio.Task[None]:
         task: asyncio.Task[None] = self._loop.create_task(coroutine, name=name)
@@ -661,10 +664,3 @@ class Runner:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.fail(error)
-
-
-async def _call(function: Any, *arguments: Any) -> None:
-    """Call a hook that may be plain or a coroutine."""
-    result = function(*arguments)
-    if inspect.isawaitable(result):
-        await result

@@ -7,6 +7,7 @@ others the books of one output link each, in the order of the replica's outputs.
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import MutableSequence, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -58,7 +59,8 @@ class SharedRows:
         mode = "x+b" if create else "r+b"
         with open(path, mode) as file:
             if create:
-                file.truncate(size)
+                # Not a sparse file: without room for it, the first count would end the process.
+                os.posix_fallocate(file.fileno(), 0, size)
             self._map = mmap.mmap(file.fileno(), size)
         self._cells = memoryview(self._map).cast("q")
         self.gauges = self._cells[:ROW]

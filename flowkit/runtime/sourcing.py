@@ -15,6 +15,7 @@ from typing import Any
 
 from flowkit.channels import CLOSED, Outbox
 from flowkit.clock import Clock
+from flowkit.errors import ReplicaError
 from flowkit.message import Many
 from flowkit.node import Node, Source
 from flowkit.protocol.batching import MAX_COUNT
@@ -33,9 +34,16 @@ class Outflow:
     """What is sent outside of handlers, and who waits for room."""
 
     def __init__(
-        self, engine: Engine, ports: Ports, release: Release, wake: Callable[[], None]
+        self,
+        engine: Engine,
+        ports: Ports,
+        release: Release,
+        wake: Callable[[], None],
+        clock: Clock,
     ) -> None:
         self.engine = engine
+        self._clock = clock
+        self._until = 0.0
         self._ports = ports
         self._release = release
         self.wake = wake
@@ -75,7 +83,10 @@ class Outflow:
         self._release(self.engine.begin(position), {name: box})
 
     async def room(self) -> None:
-        """Wait until consumers take what is there."""
+        """Wait until consumers take what is there; let the loop turn now and then in any case."""
+        if self._clock() >= self._until:
+            await asyncio.sleep(0)
+            self._until = self._clock() + TURN
         if any(len(box.messages) >= self.engine.root_count(n) for n, box in self._boxes.items()):
             self._flush_boxes()
         while not self.engine.room:
@@ -163,6 +174,7 @@ class SourceDriver:
         (self._name,) = node.__flowkit__.outputs
         self._box = Outbox()
         self._limit = 1
+        self._checked = False
         self._task: asyncio.Task[None] | None = None
         self._draining = False
 
@@ -206,7 +218,8 @@ class SourceDriver:
     async def _pull_async(self, items: AsyncIterator[Any]) -> None:
         box = self._box
         self._until = self._clock() + TURN
-        async for message, position in items:
+        async for item in items:
+            message, position = item if self._checked else self._check(item)
             if type(message) is Many:
                 box.messages.extend(message.messages)
             else:
@@ -218,7 +231,8 @@ class SourceDriver:
     async def _pull_plain(self, items: Iterator[Any]) -> None:
         box = self._box
         self._until = self._clock() + TURN
-        for message, position in items:
+        for item in items:
+            message, position = item if self._checked else self._check(item)
             if type(message) is Many:
                 box.messages.extend(message.messages)
             else:
@@ -226,6 +240,16 @@ class SourceDriver:
             self._position = position
             if len(box.messages) >= self._limit:
                 await self._reached()
+
+    def _check(self, item: Any) -> tuple[Any, Any]:
+        """The first item tells whether `read` yields pairs; a text of two letters is none."""
+        if type(item) is not tuple or len(item) != 2:
+            raise ReplicaError(
+                f"{type(self._node).__qualname__}.read() must yield (message, position) pairs, not "
+                f"{item!r:.60}"
+            )
+        self._checked = True
+        return item
 
     async def _reached(self) -> None:
         """The batch is full, or this is its first message."""

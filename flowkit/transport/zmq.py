@@ -60,8 +60,10 @@ TURN_MESSAGES = 1000
 MAX_FRAME = (1 << 30) + (1 << 16)
 """A line that announces a larger part is dropped before memory is taken for it."""
 
+SPARE_FILES = 64
+"""Descriptors that are kept free for lines of peers, and for what a node opens."""
+
 _SOCKETS = 8192  # a few bytes each, taken at once
-_SPARE_FILES = 64
 _WANTED_FILES = 1 << 20
 _WAIT_NOT = int(zmq.DONTWAIT)
 _MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
@@ -365,7 +367,7 @@ class ZmqTransport(Transport):
             socket.set(zmq.HEARTBEAT_IVL, 10_000)
             socket.set(zmq.HEARTBEAT_TIMEOUT, 60_000)
         # The system gives out the lowest free number, so this one tells how many are in use.
-        if socket.fileno() >= self._files - _SPARE_FILES:
+        if socket.fileno() >= self._files - SPARE_FILES:
             socket.close(0)
             raise TransportError(
                 f"out of file descriptors: nearly all of {self._files} are in use",
@@ -404,7 +406,7 @@ def raise_file_limit() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     limit = _WANTED_FILES if soft == infinite else soft
-    if limit < 2 * _SPARE_FILES:
+    if limit < 2 * SPARE_FILES:
         raise TransportError(
             f"this process may open {limit} files only", hint="raise the limit (ulimit -n)"
         )

@@ -358,11 +358,12 @@ def test_nothing_reopens_a_closed_link(frame: Frame) -> None:
 
 
 @pytest.mark.parametrize("code", ["version", "run", "link", "replica", "credit"])
-def test_a_refused_consumer_reports_and_does_not_spin(code: str) -> None:
+def test_a_refused_consumer_leaves_and_does_not_spin(code: str) -> None:
     consumer = Consumer(live=False)
     consumer.hear(Reject(code, "because"))
     actions = said(consumer.engine)
-    assert [type(one) for one in actions] == [events.Disconnect, events.Complain]
+    assert [type(one) for one in actions] == [events.Disconnect, events.Leave]
+    assert "because" in actions[1].reason
     for _ in range(50):
         consumer.engine.tick()
     assert not said(consumer.engine)

@@ -167,7 +167,7 @@ def test_or_the_whole_project_is_stopped(play: Any, how: str, caplog: Any) -> No
         ends="stopped",
     )
     assert report.exit == 3 and report.balanced
-    assert "b.0 x: ValueError: no 50" in report.reason
+    assert "b.0: x: ValueError: no 50" in report.reason
     assert "no 50" in caplog.text and "Traceback" in caplog.text
     assert stage.dead_letters == [] and 50 not in out
     assert seen.count(50) == 2
@@ -211,7 +211,7 @@ def test_an_error_without_text_and_a_message_that_is_long(play: Any, caplog: Any
 
     _, stage = play({"a": texts("x" * 10_000), "b": Fails}, ["a.out -> b.x"])
     assert stage.dead_letters[0].error == "RuntimeError"
-    assert "dead-lettered after 1 try" in caplog.text and 'xxx"...' in caplog.text
+    assert "dead-lettered after 1 try" in caplog.text and "xxx..." in caplog.text
     assert len(caplog.text) < 5000
 
 
