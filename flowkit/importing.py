@@ -128,6 +128,8 @@ def _module_hint(missing: str) -> str:
     else:
         search = None
     siblings = {info.name for info in pkgutil.iter_modules(search)}
+    if not parent:
+        siblings -= sys.stdlib_module_names  # nobody has nodes there
     guess = suggest(leaf, siblings)
     if guess:
         return f"did you mean '{parent + '.' if parent else ''}{guess}'?"

@@ -46,7 +46,8 @@ def test_no_reference(reference: str, hint: str) -> None:
 @pytest.mark.parametrize(
     ("reference", "part", "text", "hint"),
     [
-        ("pathlb:Path", "pathlb", "no module 'pathlb'", "did you mean 'pathlib'?"),
+        ("pytst:Path", "pytst", "no module 'pytst'", "did you mean 'pytest'?"),
+        ("pathlb:Path", "pathlb", "no module 'pathlb'", "modules are looked for"),
         ("json.decoer:X", "json.decoer", "no module 'json.decoer'", "'json.decoder'?"),
         ("pathlib.deep:X", "pathlib.deep", "'pathlib.deep'", "is a module, not a package"),
         ("pathlib:Pth", "Pth", "module 'pathlib' has no 'Pth'", "did you mean 'Path'?"),

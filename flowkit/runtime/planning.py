@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import re
 from collections.abc import Mapping
 
 from flowkit.errors import Problem, TopologyError
@@ -26,10 +29,24 @@ def examine(
     inspection = Inspection()
     if topology is not None:
         inspection = inspect(topology, environ, cwd)
-        problems += check(topology, inspection, readable=not problems)
+        found = check(topology, inspection, readable=not problems)
+        problems += [_elsewhere(problem, topology.path, cwd) for problem in found]
     # The file itself before what it includes.
     problems.sort(key=lambda problem: problem.path != path)
     return topology, inspection, in_order(problems)
+
+
+def _elsewhere(problem: Problem, path: str, cwd: str) -> Problem:
+    """Say so if a module that was not found lies beside the topology: the usual slip."""
+    missing = re.fullmatch(r"there is no module '(\w+)'", problem.message)
+    folder = os.path.dirname(path)
+    if missing is None or folder == os.path.abspath(cwd):
+        return problem
+    file = f"{missing[1]}.py"
+    if not os.path.exists(os.path.join(folder, file)):
+        return problem
+    place = os.path.relpath(folder, cwd)
+    return dataclasses.replace(problem, hint=f"{file} is in {place}; run flowkit there: cd {place}")
 
 
 def load_plan(path: str, environ: Mapping[str, str], cwd: str) -> Plan:
