@@ -134,6 +134,7 @@ def test_the_report(place: Place) -> None:
         "project",
         "status",
         "reason",
+        "interrupted",
         "seconds",
         "exit",
         "links",
