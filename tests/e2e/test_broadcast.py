@@ -11,6 +11,8 @@ import pytest
 from tests.e2e.harness import Place, Run, link
 from tests.e2e.hurdles import hurdle, waited
 
+pytestmark = pytest.mark.slow
+
 LINK = "read.numbers -> all.numbers"
 COUNT = 10_000
 WINDOW = 2000

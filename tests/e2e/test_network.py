@@ -19,6 +19,8 @@ from tests.conftest import Eventually
 from tests.e2e.proxy import Far
 from tests.runtime.stage import Part, books, check, collect, link
 
+pytestmark = pytest.mark.slow
+
 LINKS = ["read.numbers -> work.numbers", "work.results -> sink.x"]
 
 Harm = Callable[[Far, list[int]], Coroutine[Any, Any, None]]
