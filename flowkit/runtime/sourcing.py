@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
@@ -116,31 +116,15 @@ class Outflow:
                     self._ports.ports[name].use(box)
 
 
-class RunDriver:
-    """Drives a node's `run()`, plain or coroutine."""
+class _Driver:
+    """A task that runs until its stream has ended, or until it is told to end it."""
 
-    def __init__(self, node: Node, outflow: Outflow) -> None:
-        self._node = node
-        self._outflow = outflow
-        self._task: asyncio.Task[Any] | None = None
+    def __init__(self) -> None:
+        self._task: asyncio.Future[Any] | None = None
         self._draining = False
 
-    async def run(self) -> None:
-        """Return when the stream has ended, by itself or by `drain`."""
-        if self._draining:
-            return
-        self._outflow.open()
-        result = self._node.run()  # type: ignore[attr-defined]
-        if inspect.isawaitable(result):
-            self._task = asyncio.ensure_future(result)
-            try:
-                await self._task
-            except asyncio.CancelledError:
-                if not self._draining:
-                    raise
-
     def drain(self) -> None:
-        """End the stream: `run()` is cancelled where it waits."""
+        """End the stream: what waits, `run()` or `read`, is cancelled; what was sent stays sent."""
         self._draining = True
         if self._task is not None:
             self._task.cancel()
@@ -151,8 +135,34 @@ class RunDriver:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    async def _until_ended(self, work: Awaitable[Any]) -> None:
+        self._task = asyncio.ensure_future(work)
+        try:
+            await self._task
+        except asyncio.CancelledError:
+            if not self._draining:
+                raise
 
-class SourceDriver:
+
+class RunDriver(_Driver):
+    """Drives a node's `run()`, plain or coroutine."""
+
+    def __init__(self, node: Node, outflow: Outflow) -> None:
+        super().__init__()
+        self._node = node
+        self._outflow = outflow
+
+    async def run(self) -> None:
+        """Return when the stream has ended, by itself or by `drain`."""
+        if self._draining:
+            return
+        self._outflow.open()
+        result = self._node.run()  # type: ignore[attr-defined]
+        if inspect.isawaitable(result):
+            await self._until_ended(result)
+
+
+class SourceDriver(_Driver):
     """Pulls `read(position)` of a source, batch by batch."""
 
     def __init__(
@@ -164,6 +174,7 @@ class SourceDriver:
         clock: Clock,
         gauges: Any,
     ) -> None:
+        super().__init__()
         self._node = node
         self._position = position
         self._engine = outflow.engine
@@ -175,8 +186,6 @@ class SourceDriver:
         self._box = Outbox()
         self._limit = 1
         self._checked = False
-        self._task: asyncio.Task[None] | None = None
-        self._draining = False
 
     async def run(self) -> None:
         """Return when the stream has ended, by itself or by `drain`."""
@@ -186,15 +195,11 @@ class SourceDriver:
         if length is not None:
             self._gauges[LENGTH] = length
         items = self._node.read(self._position)
-        if isinstance(items, AsyncIterator):
-            self._task = asyncio.ensure_future(self._pull_async(items))
-        else:
-            self._task = asyncio.ensure_future(self._pull_plain(items))
         try:
-            await self._task
-        except asyncio.CancelledError:
-            if not self._draining:
-                raise
+            if isinstance(items, AsyncIterator):
+                await self._until_ended(self._pull_async(items))
+            else:
+                await self._until_ended(self._pull_plain(items))
         finally:
             if isinstance(items, AsyncGenerator):
                 await items.aclose()
@@ -203,17 +208,6 @@ class SourceDriver:
         if self._box.messages:
             await self._outflow.room()
         self._emit()
-
-    def drain(self) -> None:
-        """Read no further; what was read is sent. A read that waits is cancelled."""
-        self._draining = True
-        if self._task is not None:
-            self._task.cancel()
-
-    async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
 
     async def _pull_async(self, items: AsyncIterator[Any]) -> None:
         box = self._box
