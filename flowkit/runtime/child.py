@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from zmq.utils.garbage import GarbageCollectorThread
+
 from flowkit.channels import guard_sends
 from flowkit.errors import FlowkitError, OperatorError
 from flowkit.importing import load_object
@@ -61,6 +63,9 @@ def trust_the_only_thread() -> None:
     before = threading.getprofile()
 
     def notice(frame: FrameType, event: str, argument: object) -> None:
+        if isinstance(threading.current_thread(), GarbageCollectorThread):
+            sys.setprofile(None)  # pyzmq's, which knows nothing of nodes
+            return
         guard_sends(True)
         threading.setprofile(before)
         sys.setprofile(before)
