@@ -8,10 +8,10 @@ from typing import Any
 
 from flowkit.metrics import Share, Verdict, verdict
 from flowkit.protocol.ledger import Entry
-from flowkit.protocol.project import Phase, Project, Status
+from flowkit.protocol.project import Phase, Project, Replica, Status, Wanted
 from flowkit.runtime import shared
 from flowkit.runtime.books import ReplicaBooks
-from flowkit.topology.plan import NodePlan, Plan
+from flowkit.topology.plan import LinkPlan, NodePlan, Plan
 
 OK, FAILED, USAGE, DEAD_LETTERS, UNACCOUNTED = 0, 3, 2, 4, 5
 KILLED = 130
@@ -42,6 +42,8 @@ class ReplicaReport:
     lost_state: bool
     busy: float
     handled: int
+    planned: int = 0
+    """How often it was restarted because the operator asked for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ class Report:
                     "node": node.node,
                     "replica": node.replica,
                     "restarts": node.restarts,
+                    "planned": node.planned,
                     "state": node.state,
                     "lost_state": node.lost_state,
                     "busy": round(node.busy, 4),
@@ -150,18 +153,19 @@ def compile_report(
     now: float,
     seconds: float,
     last_words: str,
+    former: Sequence[LinkPlan] = (),
 ) -> Report:
     """The report of a run as it stands at `now`, from the books of its replicas by node and number.
 
     `replayed` is what dead letters that were replayed add to the books of links, by name;
-    `last_words` what the replica that was given up printed last.
+    `last_words` what the replica that was given up printed last; `former` the links that were
+    taken out while the project ran.
     """
     links = []
-    for link in plan.links:
+    for link in [*plan.links, *former]:
         entry = Entry()
-        for (node, _), book in books.items():
-            if node == link.source:
-                entry.add(book.entries()[link.index])
+        for book in books.values():
+            entry.add(book.entries().get(link.index, Entry()))
         entry.add(replayed.get(link.name, Entry()))
         source, target = f"{link.source}.{link.out}", f"{link.target}.{link.into}"
         links.append(LinkReport(source, target, entry, lossy=link.delivery == "at-most-once"))
@@ -173,10 +177,11 @@ def compile_report(
                 replica.node,
                 replica.number,
                 replica.restarts,
-                "done" if replica.phase is Phase.ENDED else replica.phase.value,
+                _state(replica),
                 replica.lost_state,
                 gauges[shared.BUSY_NS] / 1e9 / (books[key].seconds(now) or 1.0),
                 gauges[shared.HANDLED],
+                replica.planned,
             )
         )
     shares = [_share(node, books, now) for node in plan.nodes] if project.started else []
@@ -191,6 +196,12 @@ def compile_report(
         last_words,
         project.draining,
     )
+
+
+def _state(replica: Replica) -> str:
+    if replica.phase is Phase.ENDED:
+        return "stopped" if replica.wanted is Wanted.DOWN else "done"
+    return str(replica.phase.value)
 
 
 def _share(node: NodePlan, books: Mapping[tuple[str, int], ReplicaBooks], now: float) -> Share:

@@ -16,7 +16,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -31,10 +31,10 @@ from flowkit.journal import holds_batches
 from flowkit.launchers.base import Launcher
 from flowkit.launchers.inprocess import InProcessLauncher
 from flowkit.launchers.process import ProcessLauncher
+from flowkit.operations import Operations, Outcome, members_of
 from flowkit.protocol import control
 from flowkit.protocol import project as core
-from flowkit.protocol.project import Member, Project, Replica, Status
-from flowkit.protocol.restart import RestartPolicy
+from flowkit.protocol.project import Project, Replica, Status, Wanted
 from flowkit.protocol.watch import Watch, interval
 from flowkit.report import Report, compile_report
 from flowkit.rundir import RunDirectory, make_private
@@ -98,7 +98,7 @@ class Supervisor:
             self.plan = topology
         else:
             self.plan = load_plan(os.fspath(topology), os.environ, self._directory)
-        self._in_process = in_process
+        self.in_process = in_process
         self._resume, self._fresh = resume, fresh
         self._sources = sources
         self._method = method
@@ -107,34 +107,11 @@ class Supervisor:
         self._run = secrets.token_hex(8)
         self._token = secrets.token_hex(16)
         self._project = Project(
-            [
-                Member(
-                    node.name,
-                    node.replicas,
-                    RestartPolicy(
-                        node.restart.policy,  # type: ignore[arg-type]  # checked with the file
-                        node.restart.max,
-                        node.restart.window,
-                        node.restart.backoff,
-                        node.restart.backoff_max,
-                    ),
-                    node.source,
-                    node.stateful,
-                )
-                for node in self.plan.nodes
-            ],
-            [spec.terms_of(link) for link in self.plan.links],
-            sources,
+            members_of(self.plan), [spec.terms_of(link) for link in self.plan.links], sources
         )
-        lossy = [link.index for link in self.plan.links if link.delivery == "at-most-once"]
-        self._books = {
-            key: ReplicaBooks(
-                [link.index for link in self.plan.links if link.source == replica.node],
-                lossy,
-                self.plan.node(replica.node).positions,
-            )
-            for key, replica in self._project.replicas.items()
-        }
+        self._operations = Operations(self, self._project, clock)
+        self._books: dict[tuple[str, int], ReplicaBooks] = {}
+        self.open_books(self.plan)
         self._rundir = RunDirectory(self.plan.project, self.plan.path)
         self._journals = self._rundir.state / "journals"
         self._replays = Replays(self._run, self._pass_on)
@@ -173,7 +150,7 @@ class Supervisor:
         self._began = self._clock()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._rundir.check(LONGEST_NAME + NAME_EXTRA)
-        if not self._in_process:
+        if not self.in_process:
             descriptors.check(self.plan, raise_file_limit())
         self._rundir.acquire()
         make_private(self._rundir.state)
@@ -181,7 +158,7 @@ class Supervisor:
         self._journals.mkdir(exist_ok=True)
         self._look_at_leftovers(self._store)
         hub = MemoryHub()
-        if self._in_process:
+        if self.in_process:
             self._transport = MemoryTransport(hub, self._loop)
         else:
             self._transport = ZmqTransport(self._rundir.path)
@@ -193,7 +170,7 @@ class Supervisor:
         self._project.start(self._clock())
         self._act()
         self._later(SLOW_START, self._still_starting)
-        if not self._in_process:
+        if not self.in_process:
             self._look()
 
     async def wait(self) -> Report:
@@ -206,6 +183,10 @@ class Supervisor:
         if self._project.draining or self._over.done():
             return
         self._watcher.draining(self.report().in_flight)
+        for node in self._operations.stopped:
+            self._watcher.note(
+                f"{node} is stopped: what waits for it stays in flight (flowkit start {node})"
+            )
         self._project.drain()
         self._later(timeout, self._too_late, timeout)
         self._act()
@@ -238,6 +219,7 @@ class Supervisor:
             self._transport.close()
             self._transport.join()
         now = self._clock()
+        await self._operations.close()
         for books in self._books.values():
             books.close(now, dead=False)
         if self._store is not None:
@@ -302,7 +284,26 @@ class Supervisor:
             now,
             self._seconds or now - self._began,
             self._last_words,
+            self._operations.former,
         )
+
+    # -- changes: see `flowkit.operations` -----------------------------------------------------
+
+    async def scale(self, replicas: Mapping[str, int], *, lose_state: bool = False) -> Outcome:
+        """Give nodes other numbers of replicas, without loss; returns when it is true."""
+        return await self._operations.scale(replicas, lose_state)
+
+    async def restart(self, node: str, replica: int | None = None) -> Outcome:
+        """Restart the replicas of a node one after the other, or one of them."""
+        return await self._operations.restart(node, replica)
+
+    async def stop_node(self, node: str) -> Outcome:
+        """End the processes of a node, until `start_node`; what comes for it waits."""
+        return await self._operations.stop(node)
+
+    async def start_node(self, node: str) -> Outcome:
+        """Start the replicas of a node that was stopped."""
+        return await self._operations.start(node)
 
     # -- set-up --------------------------------------------------------------------------------
 
@@ -343,7 +344,7 @@ class Supervisor:
         self._store.begin_run(self._run)
 
     def _make_launcher(self, hub: MemoryHub) -> Launcher:
-        if self._in_process:
+        if self.in_process:
             if self._directory not in sys.path:
                 sys.path.insert(0, self._directory)
             return InProcessLauncher(self._started, self._exited, hub)
@@ -394,6 +395,8 @@ class Supervisor:
                 self._later(grace, self._hurry, replica, incarnation, grace)
             elif isinstance(message, control.Stop):
                 self._project.stop(replica, incarnation, message.reason)
+            elif isinstance(message, control.Resting | control.Held | control.Resized):
+                self._project.heard(replica, message)
             elif self._replays.answered(message) and self._store is not None:
                 self._store.drop_dead_letters([message.number])
         self._act()
@@ -404,6 +407,9 @@ class Supervisor:
     def replay(self, numbers: Sequence[int], answer: Callable[[control.Replayed], None]) -> None:
         """Try dead letters again; `answer` is called once for each, with what became of it."""
         assert self._store is not None
+        if self._project.operation is not None:
+            self._operations.later.append(lambda: self.replay(numbers, answer))
+            return
         letters = self._store.dead_letters(numbers)
         self._replays.ask(numbers, letters, list(self._project.replicas.values()), answer)
 
@@ -431,6 +437,7 @@ class Supervisor:
         held = self._books[key].in_hand()
         # A message that kills makes its process crash or leave; these signals come from outside.
         outside = stuck is not None or error is not None or -code in OUTSIDE
+        outside = outside or replica.leaving or replica.wanted is not Wanted.UP
         if held is not None and not outside and replica.incarnation == incarnation:
             self._project.had_in_hand(replica, *held)
         self._project.exited(replica, incarnation, code, error, self._clock())
@@ -514,6 +521,10 @@ class Supervisor:
             elif isinstance(action, core.Started):
                 self._begin_run()
                 self._watcher.ready(self._clock() - self._began)
+            elif isinstance(action, core.Adopt):
+                self._operations.adopted(action.operation)
+            elif isinstance(action, core.Completed):
+                self._operations.completed(action)
             elif isinstance(action, core.Died):
                 self._last_words = self._words_of(action.replica)
                 self._watcher.died(action, self.plan.node(action.replica.node).restart.max)
@@ -550,10 +561,12 @@ class Supervisor:
 
     def _launch_now(self, replica: Replica) -> None:
         key = (replica.node, replica.number)
-        node = self.plan.node(replica.node)
+        plan = self._operations.plan_for(replica)
+        node = plan.node(replica.node)
         name = f"{replica.name}#{replica.incarnation}"
         rows = self._rundir.path / f"{name}.rows"
-        self._books[key].open(rows, self._clock())
+        outputs = [link for link in plan.links if link.source == node.name]
+        self._books[key].open(rows, self._clock(), [link.index for link in outputs])
         assert self._binding is not None and self._launcher is not None
         description = spec.ReplicaSpec(
             project=self.plan.project,
@@ -562,16 +575,18 @@ class Supervisor:
             node=node,
             replica=replica.number,
             incarnation=replica.incarnation,
-            inputs=[link for link in self.plan.links if link.target == node.name],
-            outputs=[link for link in self.plan.links if link.source == node.name],
+            inputs=[link for link in plan.links if link.target == node.name],
+            outputs=outputs,
             control=self._binding.address,
             run_directory=str(self._rundir.path),
             books=str(rows),
             journals=str(self._journals),
             store=str(self._rundir.state / "flowkit.db"),
+            origin=replica.origin,
+            life=replica.life,
         )
         stdout = stderr = None
-        if not self._in_process:
+        if not self.in_process:
             old = self._outputs.pop(key, None)
             if old is not None:
                 old.close()
@@ -588,15 +603,26 @@ class Supervisor:
             stderr=stderr,
         )
 
+    def open_books(self, plan: Plan) -> None:
+        """Books for the replicas that have none yet."""
+        lossy = [link.index for link in plan.links if link.delivery == "at-most-once"]
+        for key, replica in self._project.replicas.items():
+            if key not in self._books:
+                links = [link.index for link in plan.links if link.source == replica.node]
+                replayed = plan.node(replica.node).positions
+                self._books[key] = ReplicaBooks(links, lossy, replayed)
+
+    def carry_out(self) -> None:
+        """Do what the project has decided."""
+        self._act()
+
     def _remove_sockets(self, replica: Replica, incarnation: int) -> None:
         """A process that was killed has left its socket files behind."""
-        if self._in_process:
+        if self.in_process:
             return
-        for link in self.plan.links:
-            if link.source == replica.node:
-                name = f"l{link.index}.{replica.number}.{incarnation}-*"
-                for path in self._rundir.path.glob(name):
-                    path.unlink(missing_ok=True)
+        for index in self._books[replica.node, replica.number].links:
+            for path in self._rundir.path.glob(f"l{index}.{replica.number}.{incarnation}-*"):
+                path.unlink(missing_ok=True)
 
     async def _new_launcher(self) -> None:
         """The launcher died, and its replicas with it: start another for those to come."""

@@ -79,8 +79,11 @@ class Departure(Operation):
             if self.step is not Step.LEAVING:
                 self._project.complete()
             return
-        if self.step is Step.HOLDING and replica in self._producers():
+        if self.step is not Step.STARTING and replica in self._producers():
+            # It was not there when the others were asked; what was true without it is not now.
             self._tell_hold(replica, True)
+            if self.step is Step.RESTING:
+                self.step = Step.HOLDING
 
     def held(self, producer: Replica, node: str, number: int) -> None:
         mine = (node, number) == (self.replica.node, self.replica.number)

@@ -55,7 +55,7 @@ class Terms:
     """With `durable`: what replica 0 of the producer puts for its origin in the ids of batches on
     this link, which begin a lineage of their own in the journal."""
     version: int = 0
-    """How often the key map was changed; part of ids, since another map cuts batches differently."""
+    """How often the key map was changed; in ids, since another map cuts batches differently."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -644,6 +644,7 @@ class Project:
         if all(replica.over for replica in self.replicas.values()):
             if self.status is Status.RUNNING:
                 self.status = Status.DRAINED
+            self.complete("the project has ended")
             if not any(isinstance(action, Over) for action in self.actions):
                 self.actions.append(Over())
 

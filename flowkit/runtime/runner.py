@@ -19,14 +19,13 @@ from typing import Any
 
 from flowkit.channels import Outbox
 from flowkit.clock import Clock, monotonic
-from flowkit.codecs import Codec, codec_for, encode_extras
-from flowkit.errors import MessageError, ReplicaError, TransportError, WireError
+from flowkit.codecs import Codec, codec_for
+from flowkit.errors import ReplicaError, TransportError, WireError
 from flowkit.node import Node, Sink, Source
 from flowkit.protocol import control, events
 from flowkit.protocol.engine import Engine, Phase, Unsendable
 from flowkit.protocol.ledger import ROW, Books
 from flowkit.protocol.lineage import Work
-from flowkit.protocol.receiver import InBatch
 from flowkit.protocol.routing import Router, extractor, itself
 from flowkit.protocol.watch import LOOKS
 from flowkit.runtime import shared
@@ -35,12 +34,14 @@ from flowkit.runtime.inlet import Inlet, PlainInlet, Shop
 from flowkit.runtime.jobs import JobInlet
 from flowkit.runtime.journaling import JournalDriver
 from flowkit.runtime.positions import Positions, call
+from flowkit.runtime.replaying import replay
+from flowkit.runtime.resting import COMMANDS, Resting
 from flowkit.runtime.shared import SharedRows
 from flowkit.runtime.sourcing import Outflow, RunDriver, SourceDriver
 from flowkit.runtime.spec import ReplicaSpec, terms_of
-from flowkit.store import DeadLetter, Store
+from flowkit.store import Store
 from flowkit.transport.base import Binding, Connection, Transport
-from flowkit.wire import Data, decode, encode
+from flowkit.wire import decode, encode
 
 log = logging.getLogger("flowkit.replica")
 
@@ -124,6 +125,8 @@ class Runner:
         self._connections: dict[tuple[int, int], Connection] = {}
         self._control: Connection | None = None
         self._driver: SourceDriver | RunDriver | None = None
+        self._driving: asyncio.Future[None] = self._loop.create_future()
+        self._driving.set_result(None)
         self._progress = (0, clock())
         self._draining = False
         self._stopped = False
@@ -138,6 +141,7 @@ class Runner:
             [] if isinstance(node, Sink) and type(node).commit is not Sink.commit else None
         )
         self._syncing = False
+        self._resting = Resting(self)
         self.garbage = 0
         """Frames that made no sense."""
 
@@ -149,7 +153,7 @@ class Runner:
             if not await self._set_up():
                 return
             self._bind()
-            self._say(
+            self.say(
                 control.Ready(
                     self.spec.token,
                     self.spec.node.name,
@@ -188,7 +192,7 @@ class Runner:
         """Stop: the replica cannot go on."""
         if isinstance(error, StopProject):
             self._stopped = True
-            self._say(control.Stop(self.spec.incarnation, str(error)))
+            self.say(control.Stop(self.spec.incarnation, str(error)))
         elif not self._left.done():
             self._left.set_exception(error)
 
@@ -225,7 +229,8 @@ class Runner:
     # -- set-up --------------------------------------------------------------------------------
 
     def _router(self, link: Any) -> Router:
-        return Router(link.route, link.consumers, extractor(link.by) if link.by else itself)
+        by = extractor(link.by) if link.by else itself
+        return Router(link.route, link.consumers, by, link.version)
 
     def _codec(self, link: Any, out: bool) -> Codec[Any]:
         channel: Any
@@ -283,12 +288,14 @@ class Runner:
         elif isinstance(message, control.Start):
             self._start()
         elif isinstance(message, control.Drain):
-            self._drain()
+            self.drain()
         elif isinstance(message, control.Poison):
             self._shop.poisons.setdefault((message.link, message.id), set()).add(message.index)
         elif isinstance(message, control.Replay):
             for letter in self._store.dead_letters(message.numbers):
-                self._replay(letter)
+                replay(self, letter, self._shop.codecs)
+        elif isinstance(message, COMMANDS):
+            self._resting.obey(message)
         elif isinstance(message, control.Replayed):
             pass  # a word for clients
         else:
@@ -313,7 +320,7 @@ class Runner:
             self._driver = RunDriver(self.node, self._outflow)
         else:
             return  # timers alone: its stream ends when it is told so
-        self._spawn(self._drive(self._driver))
+        self._driving = self._spawn(self._drive(self._driver))
 
     def _start_timers(self) -> None:
         for name, seconds in self._info.timers.items():
@@ -325,10 +332,26 @@ class Runner:
         self._note()
         self._reading_since = None
         await self._outflow.close()
-        self.engine.end_stream()
+        if not self._resting.leaving:
+            self.engine.end_stream()
         self.wake()
 
-    def _drain(self) -> None:
+    def resume(self) -> None:
+        """The project has rested, and goes on."""
+        self.engine.resume()
+        if self._driver is not None:
+            self._driver.resume()
+        self.wake()
+
+    async def stop_reading(self) -> None:
+        """End what a source reads, without ending its stream: another incarnation goes on."""
+        self._draining = True
+        if self._driver is not None:
+            self._driver.drain()
+        await self._driving
+
+    def drain(self) -> None:
+        """A source is to stop reading."""
         self._draining = True
         if self._driver is not None:
             self._driver.drain()
@@ -474,6 +497,8 @@ class Runner:
                 self._journals[action.link].take(action)
             elif isinstance(action, events.Complain):
                 log.warning("%s: %s", self.spec.name, action.text)
+            elif isinstance(action, events.ReportRest | events.ReportHeld):
+                self._resting.report(action)
             elif isinstance(action, events.Commit):
                 self._positions.commit(action.position)
             elif isinstance(action, events.CallFinish):
@@ -506,7 +531,8 @@ class Runner:
         if connection is not None:
             connection.close(0.0)
 
-    def _say(self, message: control.FromReplica) -> None:
+    def say(self, message: control.FromReplica) -> None:
+        """Tell the supervisor."""
         if self._control is not None:
             self._control.send(control.encode(message))
 
@@ -528,38 +554,6 @@ class Runner:
         self._release(root, boxes)
         self.engine.finished()
         self.wake()
-
-    # -- dead letters --------------------------------------------------------------------------
-
-    def _replay(self, letter: DeadLetter) -> None:
-        """Handle a dead letter again, under the id it has always had."""
-        link = next((link for link in self.spec.inputs if link.name == letter.link), None)
-        if self.engine.phase is not Phase.OPEN:
-            self._say(control.Replayed(letter.number, f"{self.spec.name} is ending"))
-            return
-        if link is None:
-            text = f"{self.spec.name} has no input link {letter.link}"
-            if any(out.name == letter.link for out in self.spec.outputs):
-                text = "it could not be encoded when it was sent: mend the sender"
-            self._say(control.Replayed(letter.number, text))
-            return
-        codec = self._shop.codecs[link.index]
-        try:
-            payload = codec.encode([codec.decode_one(letter.raw)])
-        except MessageError as error:
-            self._say(control.Replayed(letter.number, str(error)))
-            return
-        batch_id, _, index = letter.message.partition("-")
-        headers = [letter.headers] if letter.headers else None
-        keys = [letter.key] if letter.key is not None else None
-        extras = encode_extras(keys, headers)
-        frame = Data(0, 0, bytes.fromhex(batch_id), 0, 1, 1, 0, payload, extras)
-
-        def settled(batch: InBatch) -> None:
-            again = batch.dead_lettered or batch.dropped
-            self._say(control.Replayed(letter.number, "it failed again" if again else ""))
-
-        self.engine.inject(link.index, frame, int(index), settled)
 
     # -- the watchdog --------------------------------------------------------------------------
 
@@ -585,9 +579,12 @@ class Runner:
                 "\n".join(dict.fromkeys(stack for inlet in held for stack in inlet.stacks())),
             )
 
+    def running_timers(self) -> list[asyncio.Task[None]]:
+        return [task for task in self._tasks if task.get_name() in self._info.timers]
+
     async def _end_timers(self) -> None:
         """Let running timers end; one that does not is cancelled, and sends nothing."""
-        running = [task for task in self._tasks if task.get_name() in self._info.timers]
+        running = self.running_timers()
         if not running:
             return
         seconds = self.spec.node.watchdog
@@ -606,7 +603,7 @@ class Runner:
 
     def _timer(self, name: str, seconds: float) -> None:
         self._handles[name] = self._loop.call_later(seconds, self._timer, name, seconds)
-        if not self.engine.room or self.engine.phase is not Phase.OPEN:
+        if not self.engine.room or self.engine.phase is not Phase.OPEN or self.engine.paused:
             return  # a tick that finds no room is skipped
         function = getattr(self.node, name)
         boxes = self._ports.fresh()
@@ -649,10 +646,18 @@ class Runner:
 
     async def _report_done(self) -> None:
         """Say DONE, after the last position is committed: a death after it is no crash."""
+        await self.settle()
+        self.say(control.Done(self.spec.incarnation))
+
+    async def settle(self) -> None:
+        """Commit the last position, and tidy the journals."""
         await self._positions.finish()
         for journal in self._journals.values():
             journal.write()
-        self._say(control.Done(self.spec.incarnation))
+
+    def spawn(self, coroutine: Any) -> None:
+        """Run a coroutine of the replica; if it raises, the replica fails."""
+        self._spawn(coroutine)
 
     def _spawn(self, coroutine: Any, name: str | None = None) -> asyncio.Task[None]:
         task: asyncio.Task[None] = self._loop.create_task(coroutine, name=name)

@@ -28,6 +28,9 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     """Directory of the journals of durable links."""
     store: str
     """The project's SQLite database of positions and dead letters."""
+    origin: int = 0
+    """Number of the replica in the project; 0: what the plan says."""
+    life: int = 1
 
     @property
     def name(self) -> str:
@@ -40,7 +43,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
             self.node.name,
             self.replica,
             self.incarnation,
-            self.node.origin + self.replica,
+            self.origin or self.node.origin + self.replica,
+            self.life,
         )
 
 
@@ -62,6 +66,7 @@ def terms_of(link: LinkPlan) -> Terms:
         window_bytes=link.window_bytes,
         durable=link.durable,
         origin=link.origin,
+        version=link.version,
     )
 
 

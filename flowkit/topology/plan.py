@@ -80,6 +80,8 @@ class LinkPlan(Struct, frozen=True):
     fsync: str = "group"
     origin: int = 0
     """With `durable`: origin number of the journal of the producer's replica 0."""
+    version: int = 0
+    """How often the key map was changed while the project ran."""
 
 
 class Plan(Struct, frozen=True):

@@ -204,7 +204,8 @@ class Process:
                     self.engine.resize(size.link, size.producers, size.consumers, size.version)
                 self.say(control.Resized(self.incarnation, round))
             case control.Leave():
-                self.world.check_empty(self)
+                if not self.world.stats["kills"]:
+                    self.world.check_empty(self)
                 self.clean = True
                 self.world.end(self)
 
