@@ -7,6 +7,7 @@ it can be done at all, does one thing after the other, and answers when it is tr
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from flowkit.protocol.project import (
 )
 from flowkit.protocol.restart import RestartPolicy
 from flowkit.runtime import descriptors, spec
-from flowkit.topology.changes import refusals, scaled
+from flowkit.topology.changes import Changes, Refusal, changes, refusals, scaled
 from flowkit.topology.plan import LinkPlan, Plan
 from flowkit.transport.zmq import raise_file_limit
 
@@ -107,6 +108,15 @@ class Operations:
     async def start(self, node: str) -> Outcome:
         return await self._finish(self._start(node))
 
+    async def reload(
+        self, topology: str | os.PathLike[str] | Plan | None, lose_state: bool
+    ) -> Outcome:
+        return await self._finish(self._reload(topology, lose_state))
+
+    def changes(self, plan: Plan, lose_state: bool) -> Changes:
+        """What is between the running project and `plan`."""
+        return changes(self._supervisor.plan, plan, self.former, lose_state)
+
     @property
     def stopped(self) -> list[str]:
         """The nodes of which a replica is stopped."""
@@ -125,10 +135,7 @@ class Operations:
     async def _scale(self, replicas: Mapping[str, int], lose_state: bool) -> Outcome:
         async with self._begin() as began:
             plan = self._supervisor.plan
-            found = refusals(plan, replicas, lose_state)
-            if found:
-                hints = dict.fromkeys(hint for _, hint in found if hint)
-                raise ChangeError("; ".join(text for text, _ in found), "; ".join(hints))
+            _refuse(refusals(plan, replicas, lose_state))
             for name in replicas:
                 self._check_alive(name)
             self._check_none_stopped()
@@ -182,6 +189,41 @@ class Operations:
             for replica in stopped:
                 await self._operate(Arrival(self._project, replica, self.limit))
             return Outcome(f"started {node}", self._clock() - began)
+
+    async def _reload(
+        self, topology: str | os.PathLike[str] | Plan | None, lose_state: bool
+    ) -> Outcome:
+        async with self._begin() as began:
+            supervisor = self._supervisor
+            given = supervisor.plan.path if topology is None else topology
+            # Importing the classes takes a moment, in a child; the loop turns meanwhile.
+            plan = await asyncio.to_thread(supervisor.load, given)
+            found = self.changes(plan, lose_state)
+            if not found and not found.refusals:
+                return Outcome("nothing has changed", self._clock() - began)
+            _refuse(found.refusals)
+            for node in supervisor.plan.nodes:
+                self._check_alive(node.name)
+            self._check_none_stopped()
+            if found.whole:
+                await supervisor.renew_launcher(found.plan)
+            moved = [
+                node.name
+                for node in found.plan.nodes
+                if node.name not in found.added
+                and node.replicas != supervisor.plan.node(node.name).replicas
+            ]
+            change = Change(
+                self._project,
+                members_of(found.plan),
+                [spec.terms_of(link) for link in found.plan.links],
+                self.limit,
+                renewed=found.renewed,
+                whole=found.whole,
+                lost_state=frozenset(self._losing(found.plan, moved)),
+            )
+            await self._change(change, found.plan)
+            return Outcome("reloaded", self._clock() - began, tuple(change.notes))
 
     # -- what the supervisor asks --------------------------------------------------------------
 
@@ -283,6 +325,12 @@ class Operations:
         """The nodes of `moved` whose keys leave state behind."""
         keyed = {link.target for link in plan.links if link.route == "key"}
         return [name for name in moved if plan.node(name).stateful and name in keyed]
+
+
+def _refuse(found: list[Refusal]) -> None:
+    if found:
+        hints = dict.fromkeys(hint for _, hint in found if hint)
+        raise ChangeError("; ".join(text for text, _ in found), "; ".join(hints))
 
 
 def _replicas(count: int) -> str:

@@ -22,13 +22,14 @@ from types import TracebackType
 
 from flowkit.clock import Clock, monotonic
 from flowkit.control.client import leave_contact
+from flowkit.control.leftovers import Wishes, look_at_leftovers
 from flowkit.control.replays import Replays
 from flowkit.control.watcher import Logging
 from flowkit.control.watcher import Silent as Silent
 from flowkit.control.watcher import Watcher as Watcher
-from flowkit.errors import DirtyStop, FlowkitError, WireError
-from flowkit.journal import holds_batches
+from flowkit.errors import FlowkitError, WireError
 from flowkit.launchers.base import Launcher
+from flowkit.launchers.fleet import Fleet, Make
 from flowkit.launchers.inprocess import InProcessLauncher
 from flowkit.launchers.process import ProcessLauncher
 from flowkit.operations import Operations, Outcome, members_of
@@ -40,10 +41,10 @@ from flowkit.report import Report, compile_report
 from flowkit.rundir import RunDirectory, make_private
 from flowkit.runtime import descriptors, shared, spec
 from flowkit.runtime.books import ReplicaBooks
-from flowkit.runtime.journaling import journal_path
 from flowkit.runtime.output import Output
 from flowkit.runtime.planning import load_plan
 from flowkit.store import Store
+from flowkit.topology.changes import Changes
 from flowkit.topology.plan import Plan
 from flowkit.transport.base import Binding, Transport
 from flowkit.transport.memory import MemoryHub, MemoryTransport
@@ -94,10 +95,7 @@ class Supervisor:
         clock: Clock = monotonic,
     ) -> None:
         self._directory = os.getcwd()
-        if isinstance(topology, Plan):
-            self.plan = topology
-        else:
-            self.plan = load_plan(os.fspath(topology), os.environ, self._directory)
+        self.plan = self.load(topology)
         self.in_process = in_process
         self._resume, self._fresh = resume, fresh
         self._sources = sources
@@ -138,6 +136,12 @@ class Supervisor:
         self._last_words = ""
         self._closed = False
 
+    def load(self, topology: str | os.PathLike[str] | Plan) -> Plan:
+        """The plan of a topology file, in the directory that the project runs in."""
+        if isinstance(topology, Plan):
+            return topology
+        return load_plan(os.fspath(topology), os.environ, self._directory)
+
     # -- life ----------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -156,7 +160,8 @@ class Supervisor:
         make_private(self._rundir.state)
         self._store = Store(str(self._rundir.state / "flowkit.db"))
         self._journals.mkdir(exist_ok=True)
-        self._look_at_leftovers(self._store)
+        wishes = Wishes(self._sources, self._resume, self._fresh)
+        look_at_leftovers(self.plan, self._journals, self._store, wishes)
         hub = MemoryHub()
         if self.in_process:
             self._transport = MemoryTransport(hub, self._loop)
@@ -297,6 +302,19 @@ class Supervisor:
         """Restart the replicas of a node one after the other, or one of them."""
         return await self._operations.restart(node, replica)
 
+    def changes(
+        self, topology: str | os.PathLike[str] | Plan, *, lose_state: bool = False
+    ) -> Changes:
+        """What `reload` would change; nothing is done. Raises TopologyError with all problems."""
+        return self._operations.changes(self.load(topology), lose_state)
+
+    async def reload(
+        self, topology: str | os.PathLike[str] | Plan | None = None, *, lose_state: bool = False
+    ) -> Outcome:
+        """Become what the file (by default: the same, as it is now) says, without loss. If it has
+        problems, or the difference cannot be made while the project runs, nothing is changed."""
+        return await self._operations.reload(topology, lose_state)
+
     async def stop_node(self, node: str) -> Outcome:
         """End the processes of a node, until `start_node`; what comes for it waits."""
         return await self._operations.stop(node)
@@ -306,33 +324,6 @@ class Supervisor:
         return await self._operations.start(node)
 
     # -- set-up --------------------------------------------------------------------------------
-
-    def _look_at_leftovers(self, store: Store) -> None:
-        """Positions and journals of an earlier run: only the caller knows what to do with them."""
-        mine = {
-            journal_path(self._journals, link, replica)
-            for link in self.plan.links
-            if link.durable
-            for replica in range(link.producers)
-        }
-        held = [path for path in self._journals.glob("*.journal") if holds_batches(path)]
-        if self._fresh:
-            for path in self._journals.iterdir():
-                path.unlink()
-            return
-        strange = [path for path in held if path not in mine]
-        if strange:
-            raise DirtyStop(
-                f"the journal {strange[0]} holds messages, and belongs to no link of "
-                f"{self.plan.project} as it is now",
-                hint="run the topology it was made by with --resume, or drop it with --fresh",
-            )
-        if self._sources and not self._resume and (store.dirty or held):
-            what = "messages in journals" if held else "positions"
-            raise DirtyStop(
-                f"the last run of {self.plan.project} was not drained and left {what} behind",
-                hint="go on from there with --resume, or begin anew with --fresh",
-            )
 
     def _begin_run(self) -> None:
         """Before the sources read. A run that never came so far leaves no trace."""
@@ -348,18 +339,26 @@ class Supervisor:
             if self._directory not in sys.path:
                 sys.path.insert(0, self._directory)
             return InProcessLauncher(self._started, self._exited, hub)
+        return Fleet(self._started, self._exited, self._nursery_for(self.plan))
+
+    def _nursery_for(self, plan: Plan) -> Make:
         # A module whose node has an environment of its own is imported in its children alone.
-        private = {node.use.partition(":")[0] for node in self.plan.nodes if node.env}
-        modules = [module for module in self.plan.modules if module not in private]
-        return ProcessLauncher(
-            self._started,
-            self._exited,
+        private = {node.use.partition(":")[0] for node in plan.nodes if node.env}
+        modules = [module for module in plan.modules if module not in private]
+        return lambda started, exited: ProcessLauncher(
+            started,
+            exited,
             entry="flowkit.runtime.child:main",
             preload=["flowkit.runtime.child", *modules],
             path=[self._directory],
             method=self._method,
-            title=f"flowkit: {self.plan.project}",
+            title=f"flowkit: {plan.project}",
         )
+
+    async def renew_launcher(self, plan: Plan) -> None:
+        """Replicas to come take in the code as it is now."""
+        if isinstance(self._launcher, Fleet):
+            await self._launcher.renew(self._nursery_for(plan))
 
     # -- what happens --------------------------------------------------------------------------
 
@@ -548,7 +547,7 @@ class Supervisor:
             self._binding.send(place[0], control.encode(message))
 
     def _launch(self, replica: Replica) -> None:
-        if isinstance(self._launcher, ProcessLauncher) and self._launcher.pid is None:
+        if isinstance(self._launcher, Fleet) and self._launcher.pid is None:
             self._launches.append(replica)
             if self._relaunch is None or self._relaunch.done():
                 self._relaunch = self._loop.create_task(self._new_launcher())
@@ -607,10 +606,12 @@ class Supervisor:
         """Books for the replicas that have none yet."""
         lossy = [link.index for link in plan.links if link.delivery == "at-most-once"]
         for key, replica in self._project.replicas.items():
-            if key not in self._books:
+            node = next((node for node in plan.nodes if node.name == replica.node), None)
+            if key in self._books:
+                self._books[key].lossy += lossy
+            elif node is not None:
                 links = [link.index for link in plan.links if link.source == replica.node]
-                replayed = plan.node(replica.node).positions
-                self._books[key] = ReplicaBooks(links, lossy, replayed)
+                self._books[key] = ReplicaBooks(links, list(lossy), node.positions)
 
     def carry_out(self) -> None:
         """Do what the project has decided."""
@@ -626,12 +627,10 @@ class Supervisor:
 
     async def _new_launcher(self) -> None:
         """The launcher died, and its replicas with it: start another for those to come."""
-        assert self._launcher is not None
+        assert isinstance(self._launcher, Fleet)
         error = None
         try:
-            await self._launcher.close()
-            self._launcher = self._make_launcher(MemoryHub())
-            await self._launcher.start()
+            await self._launcher.renew()
         except (FlowkitError, OSError) as caught:
             error = f"could not be started: {caught}"
         waiting, self._launches = self._launches, []

@@ -304,7 +304,7 @@ class Change(Operation):
             member = self.members[replica.node]
             if replica.restart.policy != member.policy:
                 replica.restart = RestartState(member.policy)
-            replica.stateful = member.stateful
+            replica.source, replica.stateful = member.source, member.stateful
             if replica.node in self._lost_state and replica not in self.added:
                 replica.lost_state = True
             if replica.phase is not Phase.READY:

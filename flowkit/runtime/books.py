@@ -16,7 +16,7 @@ class ReplicaBooks:
     def __init__(
         self,
         links: Sequence[int],
-        lossy: Sequence[int],
+        lossy: list[int],
         replayed: bool,
     ) -> None:
         self.links = links
