@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flowkit.clock import Clock
 from flowkit.errors import OperatorError
@@ -32,9 +32,12 @@ from flowkit.runtime import descriptors, spec
 from flowkit.topology.changes import Changes, Refusal, changes, refusals, scaled
 from flowkit.topology.plan import LinkPlan, Plan
 from flowkit.transport.zmq import raise_file_limit
+from flowkit.watching import Watching
 
 if TYPE_CHECKING:
     from flowkit.supervisor import Supervisor
+
+T = TypeVar("T")
 
 LIMIT = 30.0
 """Seconds that each step of a change may take: to start what is new, to come to rest, to end."""
@@ -80,19 +83,22 @@ def members_of(plan: Plan) -> list[Member]:
 class Operations:
     """The changes of one running project, one at a time; others wait their turn."""
 
-    def __init__(self, supervisor: Supervisor, project: Project, clock: Clock) -> None:
+    def __init__(
+        self, supervisor: Supervisor, project: Project, directory: str, clock: Clock
+    ) -> None:
         self.limit = LIMIT
         self.former: list[LinkPlan] = []
         """Links that were taken out: their books stay."""
         self.later: list[Callable[[], None]] = []
         """What is to be done once the change that is under way is over."""
         self._supervisor = supervisor
+        self._directory = directory
         self._project = project
         self._clock = clock
         self._turn = asyncio.Lock()
         self._plans: dict[Operation, Plan] = {}
         self._futures: dict[Operation, asyncio.Future[str]] = {}
-        self._tasks: set[asyncio.Task[Outcome]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- what the operator asks ----------------------------------------------------------------
 
@@ -113,8 +119,14 @@ class Operations:
     ) -> Outcome:
         return await self._finish(self._reload(topology, lose_state))
 
-    def changes(self, plan: Plan, lose_state: bool) -> Changes:
-        """What is between the running project and `plan`."""
+    async def take_in(self, plan: Plan, code_changed: Sequence[str]) -> Outcome | None:
+        """Become `plan`, then restart the nodes whose code has changed; state in memory is lost.
+        None if nothing has to be done."""
+        return await self._finish(self._take_in(plan, code_changed))
+
+    def changes(self, topology: str | os.PathLike[str] | Plan, lose_state: bool) -> Changes:
+        """What is between the running project and `topology`."""
+        plan = self._supervisor.load(topology)
         return changes(self._supervisor.plan, plan, self.former, lose_state)
 
     @property
@@ -125,7 +137,11 @@ class Operations:
 
     # -- how it is done ------------------------------------------------------------------------
 
-    async def _finish(self, work: Coroutine[Any, Any, Outcome]) -> Outcome:
+    async def watch(self) -> None:
+        """Take in what changes in the files of the project, until cancelled."""
+        await Watching(self._supervisor, self.take_in, self._directory).run()
+
+    async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it to the end, also if whoever asked goes away: nothing is left half done."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -159,15 +175,28 @@ class Operations:
     async def _restart(self, node: str, number: int | None) -> Outcome:
         async with self._begin() as began:
             replicas = self._replicas(node, number)
-            notes: list[str] = []
-            for done, replica in enumerate(replicas):
-                departure = Departure(self._project, replica, True, self.limit)
-                rest = f"; {done} of {len(replicas)} were restarted, the others go on as they are"
-                await self._operate(departure, rest if len(replicas) > 1 else "")
-                if departure.forced:
-                    notes.append(_forced(replica))
+            notes = await self._roll(replicas)
             what = replicas[0].name if number is not None else f"{node}: {_replicas(len(replicas))}"
             return Outcome(f"restarted {what}", self._clock() - began, tuple(notes))
+
+    async def _roll(self, replicas: Sequence[Replica]) -> list[str]:
+        """Restart one after the other; returns what the operator should know."""
+        notes = []
+        for done, replica in enumerate(replicas):
+            departure = Departure(self._project, replica, True, self.limit)
+            rest = f"; {done} of {len(replicas)} were restarted, the others go on as they are"
+            await self._operate(departure, rest if len(replicas) > 1 else "")
+            if departure.forced:
+                notes.append(_forced(replica))
+        return notes
+
+    def _living(self, node: str) -> list[Replica]:
+        """The replicas that can be restarted: not those that have ended, or are stopped."""
+        return [
+            replica
+            for replica in self._project.replicas_of(node)
+            if not replica.done and replica.phase is not Phase.STOPPED
+        ]
 
     async def _stop(self, node: str) -> Outcome:
         async with self._begin() as began:
@@ -194,36 +223,58 @@ class Operations:
         self, topology: str | os.PathLike[str] | Plan | None, lose_state: bool
     ) -> Outcome:
         async with self._begin() as began:
-            supervisor = self._supervisor
-            given = supervisor.plan.path if topology is None else topology
+            given = self._supervisor.plan.path if topology is None else topology
             # Importing the classes takes a moment, in a child; the loop turns meanwhile.
-            plan = await asyncio.to_thread(supervisor.load, given)
+            plan = await asyncio.to_thread(self._supervisor.load, given)
             found = self.changes(plan, lose_state)
             if not found and not found.refusals:
                 return Outcome("nothing has changed", self._clock() - began)
             _refuse(found.refusals)
-            for node in supervisor.plan.nodes:
-                self._check_alive(node.name)
-            self._check_none_stopped()
             if found.whole:
-                await supervisor.renew_launcher(found.plan)
-            moved = [
-                node.name
-                for node in found.plan.nodes
-                if node.name not in found.added
-                and node.replicas != supervisor.plan.node(node.name).replicas
-            ]
-            change = Change(
-                self._project,
-                members_of(found.plan),
-                [spec.terms_of(link) for link in found.plan.links],
-                self.limit,
-                renewed=found.renewed,
-                whole=found.whole,
-                lost_state=frozenset(self._losing(found.plan, moved)),
-            )
-            await self._change(change, found.plan)
-            return Outcome("reloaded", self._clock() - began, tuple(change.notes))
+                await self._supervisor.renew_launcher(found.plan)
+            notes = await self._become(found)
+            return Outcome("reloaded", self._clock() - began, notes)
+
+    async def _become(self, found: Changes) -> tuple[str, ...]:
+        _refuse(found.refusals)
+        old, new = self._supervisor.plan, found.plan
+        for node in old.nodes:
+            self._check_alive(node.name)
+        self._check_none_stopped()
+        both = [node for node in new.nodes if node.name not in found.added]
+        moved = [node.name for node in both if node.replicas != old.node(node.name).replicas]
+        change = Change(
+            self._project,
+            members_of(new),
+            [spec.terms_of(link) for link in new.links],
+            self.limit,
+            renewed=found.renewed,
+            whole=found.whole,
+            lost_state=frozenset(self._losing(new, moved)),
+        )
+        await self._change(change, new)
+        return tuple(change.notes)
+
+    async def _take_in(self, plan: Plan, code_changed: Sequence[str]) -> Outcome | None:
+        async with self._begin() as began:
+            found = self.changes(plan, lose_state=True)
+            _refuse(found.refusals)
+            if found.whole or code_changed:
+                await self._supervisor.renew_launcher(found.plan)
+            notes: list[str] = []
+            if found:
+                notes += await self._become(found)
+            else:
+                self._supervisor.plan = found.plan  # the code may stand in other files now
+            again = [name for name in code_changed if name not in found.renewed]
+            again = [name for name in again if name not in found.removed]
+            for name in again:
+                notes += await self._roll(self._living(name))
+            done = list(dict.fromkeys([*found.renewed, *again]))
+            if not found and not done:
+                return None
+            text = f"restarted {', '.join(done)}" if done else "reloaded"
+            return Outcome(text, self._clock() - began, tuple(notes))
 
     # -- what the supervisor asks --------------------------------------------------------------
 
@@ -325,6 +376,52 @@ class Operations:
         """The nodes of `moved` whose keys leave state behind."""
         keyed = {link.target for link in plan.links if link.route == "key"}
         return [name for name in moved if plan.node(name).stateful and name in keyed]
+
+
+class Changeable:
+    """What can be done to a running project: the part of a `Supervisor` that an operator uses.
+
+    Every method waits until what it is asked is true, and says how it went; or raises ChangeError
+    with the reason, and what to do. One is done after the other. Nothing is lost by any of them.
+    """
+
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
+
+    async def scale(self, replicas: Mapping[str, int], *, lose_state: bool = False) -> Outcome:
+        """Give nodes other numbers of replicas. Keys move to other replicas: with `lose_state`
+        also those of nodes that keep state by key, which stays behind."""
+        return await self._operations.scale(replicas, lose_state)
+
+    async def restart(self, node: str, replica: int | None = None) -> Outcome:
+        """Restart the replicas of a node one after the other, or one of them. None is touched
+        before the one before it is ready again. State in memory is lost, and the report says so."""
+        return await self._operations.restart(node, replica)
+
+    async def stop_node(self, node: str) -> Outcome:
+        """End the processes of a node, until `start_node`; what comes for it waits."""
+        return await self._operations.stop(node)
+
+    async def start_node(self, node: str) -> Outcome:
+        """Start the replicas of a node that was stopped."""
+        return await self._operations.start(node)
+
+    def changes(
+        self, topology: str | os.PathLike[str] | Plan, *, lose_state: bool = False
+    ) -> Changes:
+        """What `reload` would change; nothing is done. Raises TopologyError with all problems."""
+        return self._operations.changes(topology, lose_state)
+
+    async def reload(
+        self, topology: str | os.PathLike[str] | Plan | None = None, *, lose_state: bool = False
+    ) -> Outcome:
+        """Become what the file (by default the same, as it is now) says. If it has problems, or the
+        difference cannot be made while the project runs, nothing is changed."""
+        return await self._operations.reload(topology, lose_state)
+
+    async def watch(self) -> None:
+        """Take in what changes in the project's code and files, until cancelled."""
+        await self._operations.watch()
 
 
 def _refuse(found: list[Refusal]) -> None:

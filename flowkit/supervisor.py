@@ -16,7 +16,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -32,7 +32,7 @@ from flowkit.launchers.base import Launcher
 from flowkit.launchers.fleet import Fleet, Make
 from flowkit.launchers.inprocess import InProcessLauncher
 from flowkit.launchers.process import ProcessLauncher
-from flowkit.operations import Operations, Outcome, members_of
+from flowkit.operations import Changeable, Operations, members_of
 from flowkit.protocol import control
 from flowkit.protocol import project as core
 from flowkit.protocol.project import Project, Replica, Status, Wanted
@@ -44,7 +44,6 @@ from flowkit.runtime.books import ReplicaBooks
 from flowkit.runtime.output import Output
 from flowkit.runtime.planning import load_plan
 from flowkit.store import Store
-from flowkit.topology.changes import Changes
 from flowkit.topology.plan import Plan
 from flowkit.transport.base import Binding, Transport
 from flowkit.transport.memory import MemoryHub, MemoryTransport
@@ -71,7 +70,7 @@ LONGEST_NAME = len("l999.999.9999999")
 """Bytes of the longest name of a socket: link, replica, incarnation."""
 
 
-class Supervisor:
+class Supervisor(Changeable):
     """Runs one project. `topology` is a file's path or a `Plan`.
 
     `resume` goes on from the positions that an earlier run left, `fresh` forgets them; without
@@ -107,7 +106,7 @@ class Supervisor:
         self._project = Project(
             members_of(self.plan), [spec.terms_of(link) for link in self.plan.links], sources
         )
-        self._operations = Operations(self, self._project, clock)
+        super().__init__(Operations(self, self._project, self._directory, clock))
         self._books: dict[tuple[str, int], ReplicaBooks] = {}
         self.open_books(self.plan)
         self._rundir = RunDirectory(self.plan.project, self.plan.path)
@@ -291,37 +290,6 @@ class Supervisor:
             self._last_words,
             self._operations.former,
         )
-
-    # -- changes: see `flowkit.operations` -----------------------------------------------------
-
-    async def scale(self, replicas: Mapping[str, int], *, lose_state: bool = False) -> Outcome:
-        """Give nodes other numbers of replicas, without loss; returns when it is true."""
-        return await self._operations.scale(replicas, lose_state)
-
-    async def restart(self, node: str, replica: int | None = None) -> Outcome:
-        """Restart the replicas of a node one after the other, or one of them."""
-        return await self._operations.restart(node, replica)
-
-    def changes(
-        self, topology: str | os.PathLike[str] | Plan, *, lose_state: bool = False
-    ) -> Changes:
-        """What `reload` would change; nothing is done. Raises TopologyError with all problems."""
-        return self._operations.changes(self.load(topology), lose_state)
-
-    async def reload(
-        self, topology: str | os.PathLike[str] | Plan | None = None, *, lose_state: bool = False
-    ) -> Outcome:
-        """Become what the file (by default: the same, as it is now) says, without loss. If it has
-        problems, or the difference cannot be made while the project runs, nothing is changed."""
-        return await self._operations.reload(topology, lose_state)
-
-    async def stop_node(self, node: str) -> Outcome:
-        """End the processes of a node, until `start_node`; what comes for it waits."""
-        return await self._operations.stop(node)
-
-    async def start_node(self, node: str) -> Outcome:
-        """Start the replicas of a node that was stopped."""
-        return await self._operations.start(node)
 
     # -- set-up --------------------------------------------------------------------------------
 
@@ -612,6 +580,10 @@ class Supervisor:
             elif node is not None:
                 links = [link.index for link in plan.links if link.source == replica.node]
                 self._books[key] = ReplicaBooks(links, list(lossy), node.positions)
+
+    def tell(self, text: str) -> None:
+        """Tell the operator."""
+        self._watcher.note(text)
 
     def carry_out(self) -> None:
         """Do what the project has decided."""

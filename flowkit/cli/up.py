@@ -43,6 +43,11 @@ class _Duration(click.ParamType[float]):
     is_flag=True,
     help="Run all replicas in this process, on memory links: for breakpoints and coverage.",
 )
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Restart the nodes whose code or settings change, once the new code has imported.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the positions an earlier run left.")
 @click.option("--fresh", is_flag=True, help="Forget positions an earlier run left.")
 @click.option(
@@ -55,6 +60,7 @@ def command(
     file: str,
     report_file: str | None,
     in_process: bool,
+    watch: bool,
     resume: bool,
     fresh: bool,
     drain_timeout: float,
@@ -68,6 +74,8 @@ def command(
     """
     if resume and fresh:
         raise click.UsageError("--resume and --fresh exclude each other")
+    if watch and in_process:
+        raise click.UsageError("--watch starts new processes: leave out --in-process")
     if report_file is not None:
         # Better now than after an hour's run.
         folder = Path(report_file).resolve().parent
@@ -79,7 +87,7 @@ def command(
     supervisor = Supervisor(file, in_process=in_process, resume=resume, fresh=fresh, watcher=screen)
     screen.begin(__version__, supervisor.plan)
     with terminal.without_control_echo():
-        report = asyncio.run(_run(supervisor, screen, drain_timeout))
+        report = asyncio.run(_run(supervisor, screen, drain_timeout, watch))
     screen.end(report, supervisor.state_directory)
     if report_file is not None:
         text = json.dumps(report.as_dict(), indent=2) + "\n"
@@ -87,7 +95,7 @@ def command(
     return report.exit
 
 
-async def _run(supervisor: Supervisor, screen: Screen, drain_timeout: float) -> Report:
+async def _run(supervisor: Supervisor, screen: Screen, drain_timeout: float, watch: bool) -> Report:
     loop = asyncio.get_running_loop()
     asked = False
 
@@ -102,23 +110,25 @@ async def _run(supervisor: Supervisor, screen: Screen, drain_timeout: float) -> 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted)
     screen.on_broken = interrupted
-    watching: asyncio.Task[None] | None = None
+    beside: list[asyncio.Task[None]] = []
     try:
         async with supervisor:
             if screen.live:
-                watching = asyncio.create_task(_watch(supervisor, screen))
+                beside.append(asyncio.create_task(_show(supervisor, screen)))
+            if watch:
+                beside.append(asyncio.create_task(supervisor.watch()))
             report = await supervisor.wait()
     finally:
-        if watching is not None:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         screen.stop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
     return report
 
 
-async def _watch(supervisor: Supervisor, screen: Screen) -> None:
+async def _show(supervisor: Supervisor, screen: Screen) -> None:
     while True:
         screen.progress(*supervisor.progress())
         await asyncio.sleep(REFRESH)

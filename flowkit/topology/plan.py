@@ -93,6 +93,8 @@ class Plan(Struct, frozen=True):
     links: list[LinkPlan]
     modules: list[str]
     env: dict[str, str] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    """The topology file and what it includes."""
 
     def node(self, name: str) -> NodePlan:
         """The node called `name`; KeyError if there is none."""
@@ -139,6 +141,7 @@ def make_plan(topology: Topology, inspection: Inspection) -> Plan:
         links=_links(topology, inspection, origin),
         modules=list(dict.fromkeys(node.use.partition(":")[0] for node in nodes)),
         env=topology.env,
+        files=topology.files,
     )
 
 
