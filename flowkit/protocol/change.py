@@ -196,6 +196,10 @@ class Change(Operation):
         if self.step is Step.RESTING:
             self._ask_for_rest()
             if not self._restless():
+                ended = self._ended_meanwhile()
+                if ended:
+                    self.abandon(f"{_names(ended)} has ended meanwhile")
+                    return
                 self._enter(Step.RETIRING)
                 for replica in self.removed:
                     replica.wanted = Wanted.GONE
@@ -224,6 +228,17 @@ class Change(Operation):
         self._asked[replica] = replica.incarnation, self._round
         self._paused[replica] = replica.incarnation
         self._project.tell(replica, control.Rest(self._round))
+
+    def _ended_meanwhile(self) -> list[Replica]:
+        """Those whose stream has ended by itself, so that new ones would come too late. From now
+        on that cannot happen: they rest, and what follows them waits for their end."""
+        touched = {replica.node for replica in self.added + self.removed} | self._renewed
+        touched |= {link.target for link in self.links if link.source in touched}
+        return [
+            replica
+            for replica in self._project.replicas.values()
+            if replica.node in touched and replica.phase in (Phase.DONE, Phase.ENDED)
+        ]
 
     def _ask_for_rest(self) -> None:
         for replica in self._restless():
@@ -354,9 +369,8 @@ class Change(Operation):
 
     def _resume(self) -> None:
         self.pausing = False
-        for replica in self._present():
-            paused = self._paused.get(replica) == replica.incarnation
-            if paused and replica.phase is Phase.READY:
+        for replica, incarnation in self._paused.items():
+            if replica.incarnation == incarnation and replica.phase is Phase.READY:
                 self._project.tell(replica, control.Resume())
         self._project.start_sources()
 

@@ -9,8 +9,9 @@ from flowkit.protocol import project
 from flowkit.protocol.change import Change
 from flowkit.protocol.departure import Arrival, Departure
 from flowkit.protocol.events import Terms
-from tests.protocol.graphs import Graph
-from tests.protocol.processes import Process
+from flowkit.protocol.ledger import Entry
+from tests.protocol.graphs import Graph, Node
+from tests.protocol.processes import Failure, Process
 from tests.protocol.sim import Faults, World
 
 LIMIT = 90.0
@@ -34,6 +35,20 @@ def resized(
     ], fresh
 
 
+class Farewells(Process):
+    """Workers say goodbye when their stream ends: something else in each life."""
+
+    def finish(self) -> None:
+        world, replica = self.world, self.replica
+        assert isinstance(world, FarewellWorld)
+        if self.node.name in world.polite:
+            world.lives.add((replica.node, replica.number, replica.life))
+            root = self.engine.begin_finish()
+            self.release(root, [("out", text) for text in world.goodbyes(replica)])
+            root.finish()
+        self.engine.finished()
+
+
 class ChangingWorld(World):
     """Now and then a node gets more or fewer replicas, is restarted, or stopped and started."""
 
@@ -44,7 +59,7 @@ class ChangingWorld(World):
         super().__init__(graph, seed, faults)
         self.nodes = [node.name for node in graph.nodes if not node.source]
         count = self.random.randint(1, self.changes)
-        self.wanted_at = sorted(self.random.random() * 0.95 for _ in range(count))
+        self.wanted_at = sorted(self.random.random() * 0.8 for _ in range(count))
         self.after(0.1, self.look)
 
     def links_for(self, replica: project.Replica) -> Sequence[Terms]:
@@ -58,11 +73,15 @@ class ChangingWorld(World):
         if not self.wanted_at or self.project.status is not project.Status.RUNNING:
             return
         self.after(0.05, self.look)
-        due = self.observations >= self.wanted_at[0] * self.wanted
+        due = self.share_seen() >= self.wanted_at[0]
         if due and self.project.operation is None and self.project.started:
             self.wanted_at.pop(0)
             self.change(self.random.choice(self.kinds))
             self.supervise()
+
+    def share_seen(self) -> float:
+        """How much of the work is done."""
+        return self.observations / self.wanted
 
     def change(self, kind: str) -> None:
         name = self.random.choice(self.nodes)
@@ -101,7 +120,8 @@ class ChangingWorld(World):
 
     def completed(self, operation: project.Operation, error: str) -> None:
         self.progress_at = self.now
-        self.stats["failed" if error else "changed"] += 1
+        # A stream may end of itself in the middle of a change, which is abandoned then.
+        self.stats["changed" if not error else "late" if "ended" in error else "failed"] += 1
         match operation:
             case Change():
                 if not error:
@@ -130,3 +150,75 @@ class ChangingWorld(World):
     def kill(self, process: Process) -> None:
         self.progress_at = self.now
         super().kill(process)
+
+
+class FarewellWorld(ChangingWorld):
+    """What `finish()` sends arrives once, from every life of every replica."""
+
+    kinds = ("scale",)
+    process_class = Farewells
+    polite = ("w", "k")
+
+    def __init__(self, graph: Graph, seed: int, faults: Faults) -> None:
+        self.lives: set[tuple[str, int, int]] = set()
+        super().__init__(graph, seed, faults)
+
+    def goodbyes(self, replica: project.Replica) -> list[str]:
+        return [f"bye-{replica.name.replace('.', '')}-{replica.life}-{n}" for n in range(3)]
+
+    def judge(self) -> None:
+        for name, number, life in self.lives:
+            replica = self.project.replicas[name, number]
+            assert 1 <= life <= replica.life
+        for replica in self.project.replicas.values():
+            if replica.node in self.polite:
+                said = {
+                    life
+                    for name, n, life in self.lives
+                    if (name, n) == (replica.node, replica.number)
+                }
+                # A life that was never introduced, since the change was abandoned, says nothing.
+                assert (
+                    replica.life in said
+                    or replica.discarded
+                    or self.stats["failed"] + self.stats["late"]
+                )
+        for name, number, life in self.lives:
+            texts = [f"bye-{name}{number}-{life}-{n}" for n in range(3)]
+            for text in texts:
+                self._follow(name, text)
+        super().judge()
+
+    def _follow(self, source: str, text: str) -> None:
+        for link in self.graph.links:
+            if link.source == source:
+                self.expectation.total[link.target][text] += 1
+                for _, sent in self.graph.node(link.target).handle(link.into, text):
+                    self._follow(link.target, sent)
+
+
+class BroadcastWorld(ChangingWorld):
+    """Every replica that is there sees each message; how many there are, changes."""
+
+    kinds = ("scale",)
+
+    def __init__(self, graph: Graph, seed: int, faults: Faults) -> None:
+        super().__init__(graph, seed, faults)
+        for seen in self.expectation.by_origin.values():
+            seen.update({output: 1 - times for output, times in seen.items()})
+
+    def share_seen(self) -> float:
+        return len(self.observed["w"]) / 24
+
+    def judge_done(self, terms: Terms, link_total: Entry) -> None:
+        """It depends on when the replicas came and went."""
+
+    def _judge_node(self, node: Node) -> None:
+        wanted, got = self.expectation.total[node.name], self.observed[node.name]
+        if missing := wanted.keys() - got.keys():
+            raise Failure("lost", f"{node.name} missed {sorted(missing)[:5]}")
+        if node.name != "b" or self.faults.kills or self.faults.breaks:
+            return
+        for (name, number), seen in self.per_replica.items():
+            if name == "b" and max(seen.values()) > 1:
+                raise Failure("doubled", f"b.{number} saw a message again")

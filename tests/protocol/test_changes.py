@@ -7,11 +7,12 @@ key, the books balance, nobody hangs. Every run is repeated by its seed.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from tests.protocol import graphs
-from tests.protocol.changing import ChangingWorld
+from tests.protocol.changing import BroadcastWorld, ChangingWorld, FarewellWorld
 from tests.protocol.graphs import Graph
 from tests.protocol.sim import Faults, run
 
@@ -58,7 +59,6 @@ def play(graph: Graph, name: str, seeds: range, world: type[ChangingWorld]) -> C
 @every_graph
 def test_scaling_loses_and_doubles_nothing(graph: Graph, name: str) -> None:
     stats = play(graph, name, range(SEEDS), Scaling)
-    assert stats["changed"]
     if name in ("none", "delays", "pauses"):
         assert not stats["failed"]
     if name == "none":
@@ -71,6 +71,37 @@ def test_all_changes_lose_and_double_nothing(graph: Graph, name: str) -> None:
     stats = play(graph, name, range(SEEDS), ChangingWorld)
     if name == "none":
         assert not stats["redelivered"] + stats["resets"] + stats["duplicates"]
+
+
+@every_graph
+def test_the_changes_do_something(graph: Graph) -> None:
+    stats = play(graph, "all", range(100, 100 + 2 * SEEDS), ChangingWorld)
+    for what in ("changed", "kills", "breaks", "redelivered"):
+        assert stats[what], what
+
+
+@every_fault
+def test_what_finish_sends_comes_once_from_every_life(name: str) -> None:
+    silent = replace(
+        graphs.FINISH, nodes=tuple(replace(node, finish=None) for node in graphs.FINISH.nodes)
+    )
+    stats = play(silent, name, range(3 * SEEDS), FarewellWorld)
+    assert stats["changed"]
+
+
+@every_fault
+def test_broadcast_is_scaled(name: str) -> None:
+    assert play(graphs.BROADCAST, name, range(2 * SEEDS), BroadcastWorld)["changed"]
+
+
+@pytest.mark.parametrize("name", ["none", "delays", "kills", "breaks", "pauses", "all"])
+@pytest.mark.parametrize(
+    "graph",
+    [graphs.LOSSY, graphs.LOSSY_FIRST, graphs.LOSSY_LAST, graphs.DROPPING],
+    ids=lambda graph: graph.name,
+)
+def test_lossy_graphs_are_changed_and_balance(graph: Graph, name: str) -> None:
+    play(graph, name, range(2 * SEEDS), ChangingWorld)
 
 
 @pytest.mark.slow
