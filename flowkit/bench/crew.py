@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -42,33 +42,34 @@ def die_with_parent() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run_crew(*members: Member) -> list[Any]:
+def run_crew(*members: Member, endless: Sequence[Member] = ()) -> list[Any]:
     """Run each member in a process of its own; return what they return, in their order.
 
-    Raises MemberFailed as soon as one of them fails; the others are killed.
+    Those of `endless` are killed when all members have returned. Raises MemberFailed as soon as one
+    of either fails; the others are killed.
     """
     start = context()
     processes, ends = [], []
-    results: list[Any] = [None] * len(members)
+    results: list[Any] = [None] * (len(members) + len(endless))
     try:
-        for function, arguments in members:
+        for function, arguments in [*members, *endless]:
             ours, theirs = start.Pipe(duplex=False)
             process = start.Process(  # type: ignore[attr-defined]
-                target=_main, args=(theirs, function, arguments)
+                target=_main, args=(theirs, function, arguments), name=function.__name__
             )
             process.start()
             theirs.close()
             processes.append(process)
             ends.append(ours)
-        waiting = dict(zip(ends, range(len(members)), strict=True))
-        while waiting:
+        waiting = dict(zip(ends, range(len(ends)), strict=True))
+        while min(waiting.values(), default=len(members)) < len(members):
             for end in connection.wait(list(waiting)):
                 assert isinstance(end, connection.Connection)
                 number = waiting.pop(end)
-                results[number] = _result(end, members[number][0].__name__)
-        for process in processes:
+                results[number] = _result(end, processes[number].name)
+        for process in processes[: len(members)]:
             process.join()
-        return results
+        return results[: len(members)]
     finally:
         for process in processes:
             if process.is_alive():

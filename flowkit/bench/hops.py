@@ -68,7 +68,7 @@ def pipe(count: int, kind: str = "bytes", size: int = SHORT) -> Figures:
     )
     reader.close()
     writer.close()
-    return figures([tally], count, size)
+    return figures([tally], count, size if plain else 0)
 
 
 def _write(writer: Any, count: int, kind: str, size: int, plain: bool) -> None:
@@ -94,7 +94,7 @@ def pyzmq(count: int, kind: str = "bytes", size: int = SHORT, copy: bool = True)
     _, tally = run_crew(
         (push, (ADDRESS, count, kind, size, copy)), (_pull, (ADDRESS, count, kind, size, copy))
     )
-    return figures([tally], count, size)
+    return figures([tally], count, size if kind == "bytes" else 0)
 
 
 def pyzmq_pickle(count: int, kind: str) -> Figures:
@@ -230,4 +230,4 @@ def flowkit(
         },
         [{"from": "produce.messages", "to": "consume.messages", **link}],
     )
-    return figures(words.tallies, count, size)
+    return figures(words.tallies, count, size if produce in ("Produce", "ProduceMany") else 0)
