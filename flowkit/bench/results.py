@@ -45,6 +45,8 @@ class Contestant:
     needs: str = ""
     rounds: int | None = None
     """At most so many rounds, for what takes long."""
+    limit: float = 60.0
+    """Seconds after which a round is given up. A busy machine is slow, but a hang is a hang."""
 
     @property
     def key(self) -> str:

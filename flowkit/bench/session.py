@@ -19,9 +19,6 @@ from typing import Any
 import flowkit
 from flowkit.bench.results import Contestant, Figures, Outcome, Row, RowResult, next_count
 
-LIMIT = 60.0
-"""Seconds that a round may take beyond what it should: a busy machine is slow, a hang is a hang."""
-
 TRIALS = 4
 """Trials at most, to find out how many messages make a round."""
 
@@ -124,11 +121,12 @@ def run_round(contestant: Contestant, **arguments: Any) -> Figures:
                 folder,
                 environment,
                 words,
+                contestant.limit,
             )
             words.seek(0)
             last = words.read().decode("utf-8", "backslashreplace").strip().splitlines()[-TAIL:]
-        if code:
-            raise RoundFailed("\n".join([_how(code), *last]))
+        if code != 0:
+            raise RoundFailed("\n".join([_how(code, contestant.limit), *last]))
         found: Figures = json.loads(answer)
         return found
     finally:
@@ -136,7 +134,7 @@ def run_round(contestant: Contestant, **arguments: Any) -> Figures:
 
 
 def _in_group(
-    command: Sequence[str], folder: str, environment: dict[str, str], words: Any
+    command: Sequence[str], folder: str, environment: dict[str, str], words: Any, limit: float
 ) -> tuple[int | None, bytes]:
     """The exit code of `command`, None if it was killed for taking too long, and what it wrote."""
     with subprocess.Popen(
@@ -149,7 +147,7 @@ def _in_group(
         start_new_session=True,
     ) as process:
         try:
-            answer, _ = process.communicate(timeout=LIMIT)
+            answer, _ = process.communicate(timeout=limit)
             return process.returncode, answer
         except subprocess.TimeoutExpired:
             return None, b""
@@ -161,9 +159,9 @@ def _in_group(
                 pass
 
 
-def _how(code: int | None) -> str:
+def _how(code: int | None, limit: float) -> str:
     if code is None:
-        return f"has not ended after {LIMIT:g} s"
+        return f"has not ended after {limit:g} s"
     return f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
 
 

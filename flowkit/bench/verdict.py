@@ -121,7 +121,7 @@ TARGETS = (
     Target(
         "start",
         "20 replicas ready",
-        Side("20 replicas"),
+        Side("flowkit up", "20 replicas"),
         None,
         "ready",
         2.0,
@@ -132,7 +132,7 @@ TARGETS = (
     Target(
         "start",
         "memory of an idle replica (PSS)",
-        Side("20 replicas"),
+        Side("flowkit up", "20 replicas"),
         None,
         "pss",
         15 * 2**20,
@@ -143,7 +143,7 @@ TARGETS = (
     Target(
         "start",
         "idle processor time of 20 replicas, of a core",
-        Side("20 replicas"),
+        Side("flowkit up", "20 replicas"),
         None,
         "cpu",
         0.03,
