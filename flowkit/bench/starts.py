@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from multiprocessing import connection, get_context
+from multiprocessing import connection
 from typing import Any
 
 import psutil
 
-from flowkit.bench.crew import die_with_parent
+from flowkit.bench.crew import context, die_with_parent
 from flowkit.bench.processes import memory, processor_time
 from flowkit.bench.project import write_topology
 from flowkit.clock import monotonic
@@ -86,16 +86,16 @@ def _measure(ours: Sequence[int], others: Sequence[int], idle: float) -> dict[st
     }
 
 
-SPAWN = (
+PROGRAM = (
     "import json, sys; from flowkit.bench.crew import die_with_parent; die_with_parent(); "
     "from flowkit.bench.starts import main; main(*json.loads(sys.argv[1]))"
 )
 
 
-def spawned(replicas: int, idle: float) -> dict[str, float]:
+def processes(replicas: int, idle: float) -> dict[str, float]:
     """A program that starts as many processes with `multiprocessing`, each with a `ZMQStream`."""
     began = monotonic()
-    command = [sys.executable, "-c", SPAWN, json.dumps([replicas, idle])]
+    command = [sys.executable, "-c", PROGRAM, json.dumps([replicas, idle])]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -108,16 +108,18 @@ def spawned(replicas: int, idle: float) -> dict[str, float]:
 
 
 def main(replicas: int, idle: float) -> None:
-    """The program that `spawned` measures: says when all are ready, and then what they take."""
-    start = get_context("spawn")
-    processes: list[Any] = []
+    """The program that `processes` measures: says when all are ready, and then what they take."""
+    import zmq.eventloop.zmqstream  # noqa: F401 - once, for all that are forked from here
+
+    start: Any = context()
+    children: list[Any] = []
     ends = []
     for number in range(replicas):
         ours, theirs = start.Pipe()
         process = start.Process(target=wait, args=(theirs, f"ipc://idle{number}"), daemon=True)
         process.start()
         theirs.close()
-        processes.append(process)
+        children.append(process)
         ends.append(ours)
     waiting: list[Any] = list(ends)
     while waiting:
@@ -126,10 +128,10 @@ def main(replicas: int, idle: float) -> None:
             end.recv()
             waiting.remove(end)
     print("ready", flush=True)
-    print(json.dumps(_measure([process.pid for process in processes], [], idle)), flush=True)
-    for process in processes:
-        process.kill()
-        process.join()
+    print(json.dumps(_measure([child.pid for child in children], [], idle)), flush=True)
+    for child in children:
+        child.kill()
+        child.join()
 
 
 def wait(end: Any, address: str) -> None:

@@ -19,8 +19,8 @@ from flowkit.bench.verdict import judge
 from flowkit.errors import OperatorError
 from flowkit.importing import did_you_mean
 
-QUICK = Pace(seconds=0.2, rounds=2)
-FULL = Pace(seconds=1.0, rounds=3)
+QUICK = Pace(seconds=0.3, rounds=2)
+FULL = Pace(seconds=1.2, rounds=3)
 
 WIDTH = 100
 
