@@ -8,7 +8,7 @@ from flowkit.bench.machine import Machine
 from flowkit.bench.results import Figure, Outcome, RowResult, Spread, ratio
 from flowkit.bench.verdict import Judgement
 
-BAR = 20
+BAR = 12
 """Characters of the longest bar of a row."""
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -60,7 +60,8 @@ def bar(share: float) -> str:
 def row_table(result: RowResult) -> list[str]:
     """The table of a row: a bar, what was measured, how far it lies apart, and the ratio."""
     main, *others = result.row.figures
-    head = ["", "", main.label, "min - max", "ratio", "min - max"]
+    head = ["", "", main.label, "min - max"]
+    head += ["ratio", "min - max"] if result.row.compared else []
     head += [figure.label for figure in others]
     table: list[Sequence[str]] = [head]
     lines: dict[int, str] = {}
@@ -97,23 +98,32 @@ def _cells(
         if each.contestant.group == outcome.contestant.group
     ]
     longest = max(each.median for each in rivals if each is not None)
-    compared = ratio(outcome, result.baseline(outcome), main.key)
     cells = [
         outcome.contestant.name,
         bar(spread.median / longest if longest else 0.0),
         show(spread.median, main.unit),
         _range(spread, main.unit),
-        show(compared.median, "ratio") if compared else "-",
-        _range(compared, "ratio").replace(" x -", " -") if compared else "-",
     ]
+    if result.row.compared:
+        cells += _compared(outcome, result.baseline(outcome), main.key)
     for figure in others:
         other = outcome.spread(figure.key)
         cells.append(show(other.median, figure.unit) if other else "-")
     return cells
 
 
+def _compared(outcome: Outcome, baseline: Outcome, key: str) -> list[str]:
+    if outcome is baseline:
+        return ["1", ""]
+    compared = ratio(outcome, baseline, key)
+    return [show(compared.median, "ratio"), _range(compared, "ratio")] if compared else ["-", ""]
+
+
 def _range(spread: Spread, unit: str) -> str:
-    return f"{show(spread.low, unit)} - {show(spread.high, unit)}"
+    low, high = show(spread.low, unit), show(spread.high, unit)
+    # A unit that both have is said once.
+    number, _, suffix = low.partition(" ")
+    return f"{number} - {high}" if suffix and high.endswith(f" {suffix}") else f"{low} - {high}"
 
 
 def align(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:

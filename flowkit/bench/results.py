@@ -64,6 +64,8 @@ class Row:
     figures: Sequence[Figure]
     contestants: Sequence[Contestant]
     note: str = ""
+    compared: bool = True
+    """Whether a ratio of the first figure says anything."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,10 @@ from typing import Any
 import flowkit
 from flowkit.bench.results import Contestant, Figures, Outcome, Row, RowResult, next_count
 
+SHORT = 0.3
+"""Seconds of a round for which the first trials of the rows are meant; shorter ones begin with
+fewer messages."""
+
 TRIALS = 4
 """Trials at most, to find out how many messages make a round."""
 
@@ -79,7 +83,7 @@ def _noting(outcome: Outcome) -> Iterator[None]:
 
 def _calibrate(outcome: Outcome, target: float) -> None:
     """Find how many messages take `target` seconds."""
-    count, good = outcome.contestant.first, False
+    count = max(2, round(outcome.contestant.first * min(1.0, target / SHORT)))
     for _ in range(TRIALS):
         found = run_round(outcome.contestant, count=count)
         outcome.rate = found["rate"]

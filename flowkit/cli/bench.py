@@ -13,7 +13,7 @@ import click
 
 from flowkit.bench import charts, machine, record, render
 from flowkit.bench.results import Contestant, Row, RowResult
-from flowkit.bench.rows import ROWS, load
+from flowkit.bench.rows import ROWS, load, peers
 from flowkit.bench.session import Pace, run_row
 from flowkit.bench.verdict import judge
 from flowkit.errors import OperatorError
@@ -51,7 +51,8 @@ def command(
     """Measure flowkit beside what one would use instead, on this machine, in one run.
 
     All contestants of a row are run in turn, in real processes, with the same messages; figures are
-    medians of the rounds, ratios those of the rounds to each other. Takes up to ten minutes.
+    medians of the rounds, ratios those of the rounds to each other. Takes up to ten minutes. The
+    row 'peers' is there if other libraries are: streamz, bytewax, ezmsg, ray.
 
     Exit code 0, or 1 if a contestant failed. Whether flowkit was fast enough is printed, and does
     not matter for it.
@@ -98,7 +99,9 @@ def _chosen(only: tuple[str, ...]) -> list[str]:
             raise click.BadParameter(f"no row '{name}'; {guess}", param_hint="'--only'")
     if only and not wanted:
         raise click.BadParameter("names no row", param_hint="'--only'")
-    return [name for name in ROWS if not wanted or name in wanted]
+    if wanted:
+        return [name for name in ROWS if name in wanted]
+    return [name for name in ROWS if name != "peers" or peers.installed()]
 
 
 def _prepare(out: Path) -> None:

@@ -26,4 +26,5 @@ def row(quick: bool) -> Row:
             Contestant("pyzmq, a worker killed", "flowkit.bench.recoveries:pyzmq", settings),
             Contestant("flowkit, a worker killed", "flowkit.bench.recoveries:flowkit", settings),
         ],
+        compared=False,
     )
