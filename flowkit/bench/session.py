@@ -161,6 +161,7 @@ def _in_group(
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+            process.wait()  # `Popen` itself does not wait for long after Ctrl-C
 
 
 def _how(code: int | None, limit: float) -> str:
