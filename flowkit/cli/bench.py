@@ -43,7 +43,7 @@ WIDTH = 100
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Write results.json there, and charts if matplotlib is installed.",
+    help="Write results.json and results.txt there, and charts if matplotlib is installed.",
 )
 def command(
     quick: bool, only: tuple[str, ...], rounds: int | None, as_json: bool, out: Path | None
@@ -63,29 +63,33 @@ def command(
     if out is not None:
         _prepare(out)
     here = machine.look()
-    if not as_json:
-        click.echo("\n".join(render.machine_lines(here)))
+    text: list[str] = []
+
+    def say(lines: list[str]) -> None:
+        text.extend(lines)
+        if not as_json:
+            click.echo("\n".join(lines))
+
+    say(render.machine_lines(here))
     progress = _Progress(sum(_steps(load(name, quick), pace) for name in names))
     results: dict[str, RowResult] = {}
     try:
         for name in names:
             results[name] = run_row(load(name, quick), pace, progress)
             progress.clear()
-            if not as_json:
-                _print_row(results[name])
+            say(_row_lines(results[name]))
     finally:
         progress.clear()
     judgements = judge(results)
     data = record.as_dict(here, "quick" if quick else "full", pace, results, judgements)
+    if judgements:
+        say(["", *render.verdict_table(judgements)])
+    if quick:
+        say(["", "quick: short rounds, and few of them; figures to quote need a full run"])
     if as_json:
         click.echo(json.dumps(data, indent=2))
-    else:
-        if judgements:
-            click.echo("\n" + "\n".join(render.verdict_table(judgements)))
-        if quick:
-            click.echo("\nquick: short rounds, and few of them; figures to quote need a full run")
     if out is not None:
-        _write(out, data, results)
+        _write(out, text, data, results)
     failed = any(outcome.failure for result in results.values() for outcome in result.outcomes)
     return int(failed)
 
@@ -114,16 +118,19 @@ def _prepare(out: Path) -> None:
         raise OperatorError(f"cannot write to {out}", hint="name a writable directory")
 
 
-def _print_row(result: RowResult) -> None:
-    click.echo("\n" + "\n".join(render.row_table(result)))
+def _row_lines(result: RowResult) -> list[str]:
+    lines = ["", *render.row_table(result)]
     for text in filter(None, (result.row.method, result.row.note)):
-        click.echo(textwrap.indent(textwrap.fill(text, WIDTH - 2), "  "))
+        lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")
+    return lines
 
 
-def _write(out: Path, data: dict[str, Any], results: dict[str, RowResult]) -> None:
-    path = out / "results.json"
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    written = [str(path)]
+def _write(out: Path, text: list[str], data: dict[str, Any], results: dict[str, RowResult]) -> None:
+    contents = {"results.json": json.dumps(data, indent=2), "results.txt": "\n".join(text)}
+    written = []
+    for name, content in contents.items():
+        (out / name).write_text(content + "\n", encoding="utf-8")
+        written.append(str(out / name))
     if charts.available():
         written += [str(path) for path in charts.draw(out, list(results.values()))]
     click.echo(f"written: {', '.join(written)}", err=True)

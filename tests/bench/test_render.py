@@ -70,7 +70,7 @@ def test_a_table_of_a_row() -> None:
         "seed: some messages",
         "                          messages/s          min - max   ratio      min - max",
         "  mp.Queue  ▋                 150k/s    100k/s - 200k/s       1",
-        "  flowkit   ████████████    3.00M/s  2.00M/s - 4.00M/s  20.0 x  20.0 - 20.0 x",
+        "  flowkit   ████████████     3.00M/s  2.00M/s - 4.00M/s  20.0 x  20.0 - 20.0 x",
     ]
 
 

@@ -97,15 +97,18 @@ def test_without_matplotlib_there_are_no_charts(
 ) -> None:
     monkeypatch.setattr(charts, "available", lambda: False)
     assert cli.main(["bench", "--only", "seed", "--out", str(tmp_path / "new")]) == 0
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["results.json"]
-    assert "pip install 'flowkit[bench]'" in capsys.readouterr().err
+    names = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert names == ["results.json", "results.txt"]
+    out, err = capsys.readouterr()
+    assert (tmp_path / "new" / "results.txt").read_text(encoding="utf-8") == out
+    assert "pip install 'flowkit[bench]'" in err
 
 
 def test_charts(measured: list[tuple[str, Pace]], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert cli.main(["bench", "--only", "seed,latency", "--out", str(tmp_path)]) == 0
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["latency.png", "results.json", "seed.png"]
+    assert names == ["latency.png", "results.json", "results.txt", "seed.png"]
     assert (tmp_path / "seed.png").read_bytes().startswith(b"\x89PNG")
 
 
