@@ -392,6 +392,8 @@ class Supervisor:
                 self._project.done(replica, incarnation)
                 grace = max(LEAVE_GRACE, self.plan.node(replica.node).watchdog)
                 self._later(grace, self._hurry, replica, incarnation, grace)
+            elif isinstance(message, control.Ended):
+                self._project.stream_ended(replica, incarnation)
             elif isinstance(message, control.Stop):
                 self._project.stop(replica, incarnation, message.reason)
             elif self._replays.answered(message) and self._store is not None:
@@ -463,6 +465,13 @@ class Supervisor:
         ]
         self._watcher.note(f"waiting for {', '.join(names)} to be ready")
         self._later(6 * SLOW_START, self._still_starting)
+
+    def _slow_start(self, replica: Replica, incarnation: int) -> None:
+        """The same of a replica that was started again: its peers wait for it."""
+        if replica.phase is not core.Phase.STARTING or replica.incarnation != incarnation:
+            return
+        self._watcher.note(f"waiting for {replica.name} to be ready again")
+        self._later(6 * SLOW_START, self._slow_start, replica, incarnation)
 
     def _look(self) -> None:
         """Kill the replicas whose loops stand still, after they have shown where."""
@@ -569,6 +578,7 @@ class Supervisor:
             books=str(rows),
             journals=str(self._journals),
             store=str(self._rundir.state / "flowkit.db"),
+            durable=any(link.durable and link.fsync == "group" for link in self.plan.links),
         )
         stdout = stderr = None
         if not self._in_process:
@@ -587,6 +597,8 @@ class Supervisor:
             stdout=stdout,
             stderr=stderr,
         )
+        if self._project.started:
+            self._later(SLOW_START, self._slow_start, replica, replica.incarnation)
 
     def _remove_sockets(self, replica: Replica, incarnation: int) -> None:
         """A process that was killed has left its socket files behind."""

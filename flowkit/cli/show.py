@@ -98,7 +98,12 @@ class Screen:
         if event.delay is None:
             self._line(SUPERVISOR, f"{how}; {event.reason}, stopping the project")
             return
-        again = f"restart {replica.restarts}" + (f"/{budget}" if budget is not None else "")
+        if event.number == 0:
+            wait = human_seconds(event.delay)
+            text = f"{replica.name} has reached the end of its stream and begins again in {wait}"
+            self._line(SUPERVISOR, text)
+            return
+        again = f"restart {event.number}" + (f"/{budget}" if budget is not None else "")
         self._line(SUPERVISOR, f"{how}; {again} in {human_seconds(event.delay)}")
 
     def note(self, text: str) -> None:
