@@ -19,14 +19,13 @@ from typing import Any
 
 from flowkit.channels import Outbox
 from flowkit.clock import Clock, monotonic
-from flowkit.codecs import Codec, codec_for, encode_extras
-from flowkit.errors import MessageError, ReplicaError, TransportError, WireError
+from flowkit.codecs import Codec, codec_for
+from flowkit.errors import ReplicaError, TransportError, WireError
 from flowkit.node import Node, Sink, Source
 from flowkit.protocol import control, events
 from flowkit.protocol.engine import Engine, Phase, Unsendable
 from flowkit.protocol.ledger import ROW, Books
 from flowkit.protocol.lineage import Work
-from flowkit.protocol.receiver import InBatch
 from flowkit.protocol.routing import Router, extractor, itself
 from flowkit.protocol.watch import LOOKS
 from flowkit.runtime import shared
@@ -35,12 +34,13 @@ from flowkit.runtime.inlet import Inlet, PlainInlet, Shop
 from flowkit.runtime.jobs import JobInlet
 from flowkit.runtime.journaling import JournalDriver
 from flowkit.runtime.positions import Positions, call
+from flowkit.runtime.replaying import replay
 from flowkit.runtime.shared import SharedRows
 from flowkit.runtime.sourcing import Outflow, RunDriver, SourceDriver
 from flowkit.runtime.spec import ReplicaSpec, terms_of
-from flowkit.store import DeadLetter, Store
+from flowkit.store import Store
 from flowkit.transport.base import Binding, Connection, Transport
-from flowkit.wire import Data, decode, encode
+from flowkit.wire import decode, encode
 
 log = logging.getLogger("flowkit.replica")
 
@@ -291,7 +291,7 @@ class Runner:
             self._shop.poisons.setdefault((message.link, message.id), set()).add(message.index)
         elif isinstance(message, control.Replay):
             for letter in self._store.dead_letters(message.numbers):
-                self._replay(letter)
+                replay(letter, self.spec, self.engine, self._shop.codecs, self._say)
         elif isinstance(message, control.Replayed):
             pass  # a word for clients
         elif self._beginning_again:
@@ -549,38 +549,6 @@ class Runner:
         self._release(root, boxes)
         self.engine.finished()
         self.wake()
-
-    # -- dead letters --------------------------------------------------------------------------
-
-    def _replay(self, letter: DeadLetter) -> None:
-        """Handle a dead letter again, under the id it has always had."""
-        link = next((link for link in self.spec.inputs if link.name == letter.link), None)
-        if self.engine.phase is not Phase.OPEN:
-            self._say(control.Replayed(letter.number, f"{self.spec.name} is ending"))
-            return
-        if link is None:
-            text = f"{self.spec.name} has no input link {letter.link}"
-            if any(out.name == letter.link for out in self.spec.outputs):
-                text = "it could not be encoded when it was sent: mend the sender"
-            self._say(control.Replayed(letter.number, text))
-            return
-        codec = self._shop.codecs[link.index]
-        try:
-            payload = codec.encode([codec.decode_one(letter.raw)])
-        except MessageError as error:
-            self._say(control.Replayed(letter.number, str(error)))
-            return
-        batch_id, _, index = letter.message.partition("-")
-        headers = [letter.headers] if letter.headers else None
-        keys = [letter.key] if letter.key is not None else None
-        extras = encode_extras(keys, headers)
-        frame = Data(0, 0, bytes.fromhex(batch_id), 0, 1, 1, 0, payload, extras)
-
-        def settled(batch: InBatch) -> None:
-            again = batch.dead_lettered or batch.dropped
-            self._say(control.Replayed(letter.number, "it failed again" if again else ""))
-
-        self.engine.inject(link.index, frame, int(index), settled)
 
     # -- the watchdog --------------------------------------------------------------------------
 
