@@ -37,7 +37,7 @@ from flowkit.protocol.project import Member, Project, Replica, Status
 from flowkit.protocol.restart import RestartPolicy
 from flowkit.protocol.watch import Watch, interval
 from flowkit.report import Report, compile_report
-from flowkit.rundir import RunDirectory, make_private
+from flowkit.rundir import RunDirectory
 from flowkit.runtime import descriptors, shared, spec
 from flowkit.runtime.books import ReplicaBooks
 from flowkit.runtime.journaling import journal_path
@@ -176,7 +176,7 @@ class Supervisor:
         if not self._in_process:
             descriptors.check(self.plan, raise_file_limit())
         self._rundir.acquire()
-        make_private(self._rundir.state)
+        self._rundir.acquire_state()
         self._store = Store(str(self._rundir.state / "flowkit.db"))
         self._journals.mkdir(exist_ok=True)
         self._look_at_leftovers(self._store)

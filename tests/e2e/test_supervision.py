@@ -318,6 +318,20 @@ def test_a_second_run_is_refused(place: Place) -> None:
     place.check_exact(len(place.tally()))
 
 
+def test_a_second_run_with_another_run_directory_is_refused(place: Place) -> None:
+    """They would share positions and journals. The first goes on undisturbed."""
+    topology = chain(place, until="stop")
+    run = place.up(topology)
+    run.ready()
+    elsewhere = place.file("elsewhere")
+    said = complaint(place.up(topology, env={"FLOWKIT_RUN_DIR": elsewhere}).wait())
+    assert f"process {run.process.pid} " in said
+    assert not os.listdir(elsewhere)
+    place.touch("stop")
+    run.wait().check_drained()
+    place.check_exact(len(place.tally()))
+
+
 # ---------------------------------------------------------------------------- side by side
 
 
