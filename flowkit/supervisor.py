@@ -15,6 +15,7 @@ import asyncio
 import os
 import secrets
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -241,8 +242,11 @@ class Supervisor:
         for books in self._books.values():
             books.close(now, dead=False)
         if self._store is not None:
-            if self._project.started and self._sources:
-                self._store.end_run(self._run, clean=self._project.status is Status.DRAINED)
+            try:
+                if self._project.started and self._sources:
+                    self._store.end_run(self._run, clean=self._project.status is Status.DRAINED)
+            except sqlite3.Error as error:  # then the next run takes this one for killed, and asks
+                self._watcher.note(f"how the run has ended cannot be kept: {error}")
             self._store.close()
         self._rundir.release()
 
@@ -521,8 +525,14 @@ class Supervisor:
             elif isinstance(action, core.Poisoned):
                 self._watcher.poisoned(action)
             elif isinstance(action, core.Started):
-                self._begin_run()
-                self._watcher.ready(self._clock() - self._began)
+                try:
+                    self._begin_run()
+                except sqlite3.Error as error:
+                    # Before a source is told to begin: it would read from positions of old.
+                    actions.clear()
+                    self._project.kill(Status.MISCONFIGURED, f"cannot keep its state: {error}")
+                else:
+                    self._watcher.ready(self._clock() - self._began)
             elif isinstance(action, core.Died):
                 self._last_words = self._words_of(action.replica)
                 self._watcher.died(action, self.plan.node(action.replica.node).restart.max)

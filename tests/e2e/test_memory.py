@@ -99,7 +99,11 @@ def restarts(place: Place, times: int, seconds: float = 0.0) -> None:
             "work": node("Work", replicas=2, restart=restart, settings={"busy": 20}),
             "sieve": hurdle("Sieve", settings={"path": place.file("sieve")}),
         },
-        [link("read.numbers -> work.numbers"), link("work.results -> sieve.numbers", window=1000)],
+        [
+            # Small: what the sieve has to remember is as much as may be out of order.
+            link("read.numbers -> work.numbers", window=4096),
+            link("work.results -> sieve.numbers", window=1000),
+        ],
     )
     run = place.up(topology)
     pid = 0

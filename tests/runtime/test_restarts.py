@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from flowkit import In, Node, Out, Source, every
 from flowkit import supervisor as supervising
+from flowkit.errors import DirtyStop
+from flowkit.store import Store
 from flowkit.topology.plan import RestartPlan
 from tests.runtime.stage import Part, Stage, books, check, collect
 
@@ -184,6 +187,49 @@ def test_with_other_policies_the_end_of_the_stream_is_the_end(play: Any) -> None
     assert (seen, built.deaths) == ([0, 1, 2], [])
 
 
+# ---------------------------------------------------------------------------- a store that fails
+
+
+def test_nothing_is_read_if_the_beginning_cannot_be_noted(play: Any, monkeypatch: Any) -> None:
+    """The positions of the run before would still be there."""
+    seen: list[int] = []
+    Parcels.ends = []
+
+    def full(store: Store, run: str) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Store, "begin_run", full)
+    report, built = play({"read": Parcels, "sink": collect(seen)}, [LINK], "misconfigured")
+    assert (seen, report.exit) == ([], 2)
+    assert report.reason == "cannot keep its state: database or disk is full"
+    assert not built.all_ready.is_set()
+
+
+def test_an_end_that_cannot_be_noted_is_told(stage: Any, on_loop: Any, monkeypatch: Any) -> None:
+    """The run is over and well; the directories are let go."""
+    seen: list[int] = []
+    notes: list[str] = []
+    Parcels.ends = []
+    end_run = Store.end_run
+
+    def full(store: Store, run: str, clean: bool) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async def whole() -> None:
+        monkeypatch.setattr(Store, "end_run", full)
+        async with stage({"read": Parcels, "sink": collect(seen)}, [LINK]) as built:
+            built.note = notes.append
+            report = check(await built.wait())
+        assert report.exit == 0 and seen == [0, 1, 2]
+        monkeypatch.setattr(Store, "end_run", end_run)
+        # It looks as if it had been killed.
+        with pytest.raises(DirtyStop):
+            await stage({"read": Parcels, "sink": collect(seen)}, [LINK]).__aenter__()
+
+    on_loop(whole())
+    assert notes == ["how the run has ended cannot be kept: database or disk is full"]
+
+
 # ---------------------------------------------------------------------------- while it runs
 
 
@@ -252,7 +298,6 @@ def test_what_cannot_be_built_again_is_tried_again(
 def test_a_restart_that_hangs_is_told(
     stage: Any, on_loop: Any, eventually: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(supervising, "SLOW_START", 0.05)
     seen: list[int] = []
     notes: list[str] = []
     gate = asyncio.Event()
@@ -270,8 +315,9 @@ def test_a_restart_that_hangs_is_told(
         Fragile.built, Fragile.mended_at = 0, 0
         parts = {"read": Endless, "work": Late, "sink": collect(seen)}
         async with stage(parts, ["read.out -> work.x", "work.y -> sink.x"]) as built:
-            built.note = notes.append
             await eventually.on_loop(lambda: len(seen) > 10)
+            monkeypatch.setattr(supervising, "SLOW_START", 0.05)
+            built.note = notes.append
             built.crash("work.0")
             await eventually.on_loop(lambda: len(notes) >= 2)
             gate.set()
