@@ -30,6 +30,13 @@ class Done(msgspec.Struct, tag=True):
     incarnation: int
 
 
+class Ended(msgspec.Struct, tag=True):
+    """Replica: my stream has ended, all of it is done, and I am to be started again (restart policy
+    "always"). Answered with `Released`."""
+
+    incarnation: int
+
+
 class Stop(msgspec.Struct, tag=True):
     """Replica: the node's error policy asks to stop the project."""
 
@@ -64,7 +71,7 @@ class Drain(msgspec.Struct, tag=True):
 
 
 class Released(msgspec.Struct, tag=True):
-    """Supervisor: your `Done` is noted; close your links and leave."""
+    """Supervisor: your `Done` is noted, close your links and leave; or your `Ended`, just leave."""
 
 
 class Replayed(msgspec.Struct, tag=True):
@@ -95,7 +102,7 @@ class Poison(msgspec.Struct, tag=True):
     index: int
 
 
-FromReplica = Ready | Done | Stop | Replayed | Replay
+FromReplica = Ready | Done | Ended | Stop | Replayed | Replay
 FromSupervisor = Start | ProducerAt | Gone | Drain | Released | Poison | Replay | Replayed
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -395,6 +395,11 @@ class Engine:
         self.actions.append(Leave())
 
     @property
+    def settled(self) -> bool:
+        """Whether everything that was sent is acknowledged; `flush` before you ask."""
+        return self.roots.idle and all(sender.idle for sender in self.senders.values())
+
+    @property
     def in_hand(self) -> int:
         """Input batches received and not yet settled."""
         return sum(receiver.held for receiver in self._all_receivers())
@@ -412,7 +417,7 @@ class Engine:
                 for sender in self.senders.values():
                     sender.end()
         elif self.phase is Phase.DRAINING:
-            if self.roots.idle and all(sender.idle for sender in self.senders.values()):
+            if self.settled:
                 self.phase = Phase.REPORTING
                 if self._commit_due:
                     self._commit_due = False

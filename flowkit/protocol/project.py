@@ -82,6 +82,8 @@ class Replica:
     incarnation: int = 0
     restarts: int = 0
     lost_state: bool = False
+    ended: bool = False
+    """Whether the incarnation has said that its stream has ended and that it wants another."""
     addresses: Mapping[int, str] = field(default_factory=dict)
     launch_at: float | None = None
 
@@ -132,13 +134,18 @@ class Started(NamedTuple):
 
 
 class Died(NamedTuple):
-    """Tell the operator: a replica died, and is started again after `delay` seconds, or not."""
+    """Tell the operator: a replica died, and is started again after `delay` seconds, or not.
+
+    It is death `number` of the window that its restart policy looks at; 0 is no death at all: its
+    stream has ended, and the policy is "always".
+    """
 
     replica: Replica
     code: int
     error: str | None
     delay: float | None
     reason: str
+    number: int = 1
 
 
 class Over(NamedTuple):
@@ -194,6 +201,7 @@ class Project:
                 replica.launch_at = None
                 replica.incarnation += 1
                 replica.phase = Phase.STARTING
+                replica.ended = False
                 self.actions.append(Launch(replica))
 
     @property
@@ -232,6 +240,12 @@ class Project:
         self._tell(replica, control.Released())
         self._announce(replica, incarnation, done=True)
 
+    def stream_ended(self, replica: Replica, incarnation: int) -> None:
+        """A source's stream has ended, all of it is done, and its policy is to begin again."""
+        if replica.incarnation == incarnation and replica.phase is Phase.READY:
+            replica.ended = True
+            self._tell(replica, control.Released())
+
     def stop(self, replica: Replica, incarnation: int, reason: str) -> None:
         """A replica's error policy asks to stop the project."""
         if replica.incarnation == incarnation and self.status is Status.RUNNING:
@@ -257,13 +271,15 @@ class Project:
             return
         if replica.stateful and was is Phase.READY:
             replica.lost_state = True
-        if was is Phase.STARTING and code == CONFIGURATION:
+        if was is Phase.STARTING and code == CONFIGURATION and not self.started:
             replica.phase = Phase.LOST
             reason = f"{replica.name} cannot start"
             self.actions.append(Died(replica, code, error, None, reason))
             self._fail(Status.MISCONFIGURED, reason)
             return
-        verdict = replica.restart.died(now, clean=False)
+        # Once the stream flows, what cannot be built may be possible again a moment later (a file
+        # that is being replaced, a server that is down): the restart policy decides.
+        verdict = replica.restart.died(now, clean=replica.ended and code == 0)
         if isinstance(verdict, GiveUp):
             replica.phase = Phase.LOST
             self.actions.append(Died(replica, code, error, None, verdict.reason))
@@ -274,7 +290,9 @@ class Project:
         replica.phase = Phase.WAITING
         replica.restarts += 1
         replica.launch_at = now + verdict.after
-        self.actions.append(Died(replica, code, error, verdict.after, ""))
+        if self.draining and replica.ended:
+            replica.launch_at = now  # it has nothing left but to end
+        self.actions.append(Died(replica, code, error, verdict.after, "", verdict.number))
 
     def had_in_hand(self, replica: Replica, link: int, id: bytes, index: int) -> None:
         """A replica died by itself while it handled that message carefully.
@@ -307,6 +325,8 @@ class Project:
         for replica in self._sources():
             if replica.phase is Phase.READY:
                 self._tell(replica, control.Drain())
+            elif replica.ended and replica.launch_at is not None:
+                replica.launch_at = 0.0  # there is nothing to wait for: it is only to end
 
     def kill(self, status: Status = Status.KILLED, reason: str = "killed") -> None:
         """End everything now."""

@@ -19,14 +19,13 @@ from typing import Any
 
 from flowkit.channels import Outbox
 from flowkit.clock import Clock, monotonic
-from flowkit.codecs import Codec, codec_for, encode_extras
-from flowkit.errors import MessageError, ReplicaError, TransportError, WireError
+from flowkit.codecs import Codec, codec_for
+from flowkit.errors import ReplicaError, TransportError, WireError
 from flowkit.node import Node, Sink, Source
 from flowkit.protocol import control, events
 from flowkit.protocol.engine import Engine, Phase, Unsendable
 from flowkit.protocol.ledger import ROW, Books
 from flowkit.protocol.lineage import Work
-from flowkit.protocol.receiver import InBatch
 from flowkit.protocol.routing import Router, extractor, itself
 from flowkit.protocol.watch import LOOKS
 from flowkit.runtime import shared
@@ -35,12 +34,13 @@ from flowkit.runtime.inlet import Inlet, PlainInlet, Shop
 from flowkit.runtime.jobs import JobInlet
 from flowkit.runtime.journaling import JournalDriver
 from flowkit.runtime.positions import Positions, call
+from flowkit.runtime.replaying import replay
 from flowkit.runtime.shared import SharedRows
 from flowkit.runtime.sourcing import Outflow, RunDriver, SourceDriver
 from flowkit.runtime.spec import ReplicaSpec, terms_of
-from flowkit.store import DeadLetter, Store
+from flowkit.store import Store
 from flowkit.transport.base import Binding, Connection, Transport
-from flowkit.wire import Data, decode, encode
+from flowkit.wire import decode, encode
 
 log = logging.getLogger("flowkit.replica")
 
@@ -79,7 +79,7 @@ class Runner:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._left: asyncio.Future[None] = self._loop.create_future()
-        self._store = Store(spec.store)
+        self._store = Store(spec.store, spec.durable)
         self._rows = SharedRows(spec.books, 1 + len(spec.outputs)) if spec.books else None
         self._gauges: Any = self._rows.gauges if self._rows else [0] * ROW
         books = self._rows.books if self._rows else [Books([0] * ROW) for _ in spec.outputs]
@@ -126,6 +126,9 @@ class Runner:
         self._driver: SourceDriver | RunDriver | None = None
         self._progress = (0, clock())
         self._draining = False
+        self._settling: asyncio.Future[None] | None = None
+        """Resolved when everything that was sent is acknowledged."""
+        self._beginning_again = False
         self._stopped = False
         self._awake = False
         self._due: asyncio.TimerHandle | None = None
@@ -288,9 +291,11 @@ class Runner:
             self._shop.poisons.setdefault((message.link, message.id), set()).add(message.index)
         elif isinstance(message, control.Replay):
             for letter in self._store.dead_letters(message.numbers):
-                self._replay(letter)
+                replay(letter, self.spec, self.engine, self._shop.codecs, self._say)
         elif isinstance(message, control.Replayed):
             pass  # a word for clients
+        elif self._beginning_again:
+            self.leave()
         else:
             self.engine.released()
         self._soon()
@@ -325,8 +330,25 @@ class Runner:
         self._note()
         self._reading_since = None
         await self._outflow.close()
+        if self.spec.node.restart.policy == "always" and not self._draining:
+            await self._settle()
+        if self.spec.node.restart.policy == "always" and not self._draining:
+            # Its links stay open for the next incarnation: neither END nor DONE.
+            self._beginning_again = True
+            self._say(control.Ended(self.spec.incarnation))
+            return
         self.engine.end_stream()
         self.wake()
+
+    async def _settle(self) -> None:
+        """Return when all is done that this replica has sent; its timers have stopped by then."""
+        await self._stop_timers()
+        self._settling = self._loop.create_future()
+        self.wake()
+        await self._settling
+        await self._positions.finish()
+        for journal in self._journals.values():
+            journal.write()
 
     def _drain(self) -> None:
         self._draining = True
@@ -374,6 +396,8 @@ class Runner:
             self._undurable = []
         self._outflow.flush()
         self.engine.flush()
+        if self._settling is not None and not self._settling.done() and self.engine.settled:
+            self._settling.set_result(None)
         self._act()
         self._note()
 
@@ -512,10 +536,7 @@ class Runner:
 
     async def _finish(self) -> None:
         """Every input has ended: timers stop, the node says its last."""
-        for name in self._info.timers:
-            if name in self._handles:
-                self._handles.pop(name).cancel()
-        await self._end_timers()
+        await self._stop_timers()
         boxes = self._ports.fresh()
         self._ports.open(boxes)
         try:
@@ -528,38 +549,6 @@ class Runner:
         self._release(root, boxes)
         self.engine.finished()
         self.wake()
-
-    # -- dead letters --------------------------------------------------------------------------
-
-    def _replay(self, letter: DeadLetter) -> None:
-        """Handle a dead letter again, under the id it has always had."""
-        link = next((link for link in self.spec.inputs if link.name == letter.link), None)
-        if self.engine.phase is not Phase.OPEN:
-            self._say(control.Replayed(letter.number, f"{self.spec.name} is ending"))
-            return
-        if link is None:
-            text = f"{self.spec.name} has no input link {letter.link}"
-            if any(out.name == letter.link for out in self.spec.outputs):
-                text = "it could not be encoded when it was sent: mend the sender"
-            self._say(control.Replayed(letter.number, text))
-            return
-        codec = self._shop.codecs[link.index]
-        try:
-            payload = codec.encode([codec.decode_one(letter.raw)])
-        except MessageError as error:
-            self._say(control.Replayed(letter.number, str(error)))
-            return
-        batch_id, _, index = letter.message.partition("-")
-        headers = [letter.headers] if letter.headers else None
-        keys = [letter.key] if letter.key is not None else None
-        extras = encode_extras(keys, headers)
-        frame = Data(0, 0, bytes.fromhex(batch_id), 0, 1, 1, 0, payload, extras)
-
-        def settled(batch: InBatch) -> None:
-            again = batch.dead_lettered or batch.dropped
-            self._say(control.Replayed(letter.number, "it failed again" if again else ""))
-
-        self.engine.inject(link.index, frame, int(index), settled)
 
     # -- the watchdog --------------------------------------------------------------------------
 
@@ -585,8 +574,12 @@ class Runner:
                 "\n".join(dict.fromkeys(stack for inlet in held for stack in inlet.stacks())),
             )
 
-    async def _end_timers(self) -> None:
-        """Let running timers end; one that does not is cancelled, and sends nothing."""
+    async def _stop_timers(self) -> None:
+        """No more ticks. Timers that run may end; one that does not is cancelled, and sends
+        nothing."""
+        for name in self._info.timers:
+            if name in self._handles:
+                self._handles.pop(name).cancel()
         running = [task for task in self._tasks if task.get_name() in self._info.timers]
         if not running:
             return
