@@ -11,6 +11,9 @@ Clock = Callable[[], float]
 monotonic: Clock = time.monotonic
 """The clock of a running process. It does not follow changes of the wall clock."""
 
+monotonic_ns: Callable[[], int] = time.monotonic_ns
+"""The same in whole nanoseconds, for stamps that one process writes and another one reads."""
+
 wall: Clock = time.time
 """Seconds since the epoch, for records that people read. Never used to measure or to decide."""
 

@@ -330,8 +330,8 @@ class Others:
         try:
             return bool(db.execute(query, place).fetchall())
         except sqlite3.OperationalError as error:
-            if _code(error) == sqlite3.SQLITE_ERROR:
-                return False  # its maker has not made the table yet
+            if _code(error) in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_READONLY):
+                return False  # its maker has not made the table yet, or died before it had
             raise
 
     def close(self) -> None:
@@ -341,6 +341,8 @@ class Others:
 
 def holds_batches(path: Path) -> bool:
     """Whether the journal at `path` has batches that were never acknowledged, or is damaged."""
+    if _was_being_made(path):
+        return False
     try:
         with closing(_open_to_read(path)) as db:
             # Without the table its maker died at once.
@@ -349,6 +351,12 @@ def holds_batches(path: Path) -> bool:
         return held is not None or _log_is_broken(path)
     except sqlite3.Error:
         return True
+
+
+def _was_being_made(path: Path) -> bool:
+    """Whether its maker died before the database had a write-ahead log, and so any table. What it
+    had begun then is undone by whoever opens it to write, which one that reads cannot."""
+    return Path(f"{path}-journal").exists() and not Path(f"{path}-wal").exists()
 
 
 def _open_to_read(path: Path) -> sqlite3.Connection:
@@ -365,6 +373,8 @@ def _log_is_broken(path: Path) -> bool:
     format names; the frames beyond that are of the log if they bear its salt.
     """
     log = Path(f"{path}-wal")
+    if not log.exists():
+        return False
     with closing(_open_to_read(path)) as db:
         try:
             db.execute("SELECT count(*) FROM sqlite_master").fetchone()

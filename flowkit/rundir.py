@@ -4,6 +4,10 @@ It is found from the project's name and the path of its topology file, so two pr
 checkouts of one, have two. Whoever could write to it could take over the run's sockets. Therefore
 it belongs to the user who runs the project and nobody else may enter it; a directory that is
 not like that is refused and never mended silently.
+
+The state directory, with what outlives a run, has a lock of its own: the same project may be
+started with another run directory (a login has an ``$XDG_RUNTIME_DIR``, a cron job has none), and
+somebody may tidy up ``/tmp``.
 """
 
 from __future__ import annotations
@@ -35,8 +39,7 @@ class RunDirectory:
     It is a directory in `root`, else in ``$FLOWKIT_RUN_DIR``, else in ``$XDG_RUNTIME_DIR/flowkit``,
     else in ``/tmp/flowkit-<uid>``. `path` is where it is, once `acquire` has made it. `state` is
     where the project keeps what outlives a run: in ``$FLOWKIT_STATE_DIR``, else in
-    ``$XDG_STATE_HOME/flowkit``, else in ``~/.local/state/flowkit``. It is not created here; give
-    it to `make_private` when there is something to put in.
+    ``$XDG_STATE_HOME/flowkit``, else in ``~/.local/state/flowkit``; `acquire_state` makes it.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class RunDirectory:
         self.path = self._root / name
         self.state = _state_root(environ) / name
         self._lock: int | None = None
+        self._state_lock: int | None = None
 
     @classmethod
     def find(cls, name: str, *, environ: Mapping[str, str] = os.environ) -> list[RunDirectory]:
@@ -63,7 +67,8 @@ class RunDirectory:
         for state in sorted(_state_root(environ).glob(f"{name}-????????")):
             one = cls.__new__(cls)
             one._root = _run_root(environ)
-            one.path, one.state, one._lock = one._root / state.name, state, None
+            one.path, one.state = one._root / state.name, state
+            one._lock = one._state_lock = None
             found.append(one)
         return found
 
@@ -115,8 +120,43 @@ class RunDirectory:
             raise _unusable(self.path, error) from error
         return leftovers
 
+    def acquire_state(self) -> None:
+        """Make the state directory ours, and make it if there is none; `release` lets it go.
+
+        Raises AlreadyRunning if another process has it, RunDirectoryError if it cannot be had or
+        is not private.
+        """
+        make_private(self.state)
+        path = self.state / "lock"
+        pid = 0
+        for _ in range(_TRIES):
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise _unusable(self.state, error) from error
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+                self._state_lock = fd
+                return
+            except BlockingIOError:
+                pid = _read_pid(fd)
+                os.close(fd)
+                if pid and _is_alive(pid):
+                    break
+                time.sleep(_PAUSE)  # its new holder has not written its pid yet
+            except OSError as error:
+                os.close(fd)
+                raise _unusable(self.state, error) from error
+        raise AlreadyRunning(pid, str(path))
+
     def release(self) -> None:
-        """Remove the directory with all that is in it. May be called twice."""
+        """Remove the directory with all that is in it, and let go of the state directory. May be
+        called twice."""
+        if self._state_lock is not None:
+            os.close(self._state_lock)  # the file stays: nobody waits for a ghost
+            self._state_lock = None
         if self._lock is None:
             return
         with suppress(OSError):

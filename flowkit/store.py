@@ -1,7 +1,8 @@
 """What a project keeps on disk: the positions of its sources, and its dead letters.
 
 One SQLite database for each project, in its state directory; every replica opens it for itself. In
-WAL mode a write that has returned survives `kill -9` of the writer.
+WAL mode a write that has returned survives `kill -9` of the writer; that of the machine it survives
+if the store is opened as `durable`.
 """
 
 from __future__ import annotations
@@ -67,14 +68,17 @@ def _text(text: str) -> str:
 
 
 class Store:
-    """The database at `path`, made if it is not there. One thread uses one `Store`."""
+    """The database at `path`, made if it is not there. One thread uses one `Store`.
 
-    def __init__(self, path: str) -> None:
+    With `durable` each write is on the disk when it returns. Without it a power cut can take the
+    last ones, in their order: a position never stays without the dead letters before it.
+    """
+
+    def __init__(self, path: str, durable: bool = False) -> None:
         self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0)
         try:
             self._db.execute("PRAGMA journal_mode = WAL")
-            # Safe against kill -9; only a power cut can take the last commits, not the database.
-            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._db.executescript(_SCHEMA)
         except BaseException:
             self._db.close()

@@ -15,6 +15,7 @@ import asyncio
 import os
 import secrets
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ from flowkit.protocol import project as core
 from flowkit.protocol.project import Project, Replica, Status, Wanted
 from flowkit.protocol.watch import Watch, interval
 from flowkit.report import Report, compile_report
-from flowkit.rundir import RunDirectory, make_private
+from flowkit.rundir import RunDirectory
 from flowkit.runtime import descriptors, shared, spec
 from flowkit.runtime.books import ReplicaBooks
 from flowkit.runtime.output import Output
@@ -156,7 +157,7 @@ class Supervisor(Changeable):
         if not self.in_process:
             descriptors.check(self.plan, raise_file_limit())
         self._rundir.acquire()
-        make_private(self._rundir.state)
+        self._rundir.acquire_state()
         self._store = Store(str(self._rundir.state / "flowkit.db"))
         self._journals.mkdir(exist_ok=True)
         wishes = Wishes(self._sources, self._resume, self._fresh)
@@ -227,8 +228,11 @@ class Supervisor(Changeable):
         for books in self._books.values():
             books.close(now, dead=False)
         if self._store is not None:
-            if self._project.started and self._sources:
-                self._store.end_run(self._run, clean=self._project.status is Status.DRAINED)
+            try:
+                if self._project.started and self._sources:
+                    self._store.end_run(self._run, clean=self._project.status is Status.DRAINED)
+            except sqlite3.Error as error:  # then the next run takes this one for killed, and asks
+                self._watcher.note(f"how the run has ended cannot be kept: {error}")
             self._store.close()
         self._rundir.release()
 
@@ -360,6 +364,8 @@ class Supervisor(Changeable):
                 self._project.done(replica, incarnation)
                 grace = max(LEAVE_GRACE, self.plan.node(replica.node).watchdog)
                 self._later(grace, self._hurry, replica, incarnation, grace)
+            elif isinstance(message, control.Ended):
+                self._project.stream_ended(replica, incarnation)
             elif isinstance(message, control.Stop):
                 self._project.stop(replica, incarnation, message.reason)
             elif isinstance(message, control.Resting | control.Held | control.Resized):
@@ -438,6 +444,13 @@ class Supervisor(Changeable):
         self._watcher.note(f"waiting for {', '.join(names)} to be ready")
         self._later(6 * SLOW_START, self._still_starting)
 
+    def _slow_start(self, replica: Replica, incarnation: int) -> None:
+        """The same of a replica that was started again: its peers wait for it."""
+        if replica.phase is not core.Phase.STARTING or replica.incarnation != incarnation:
+            return
+        self._watcher.note(f"waiting for {replica.name} to be ready again")
+        self._later(6 * SLOW_START, self._slow_start, replica, incarnation)
+
     def _look(self) -> None:
         """Kill the replicas whose loops stand still, after they have shown where."""
         self._looking = self._loop.call_later(self._look_every, self._look)
@@ -486,8 +499,14 @@ class Supervisor(Changeable):
             elif isinstance(action, core.Poisoned):
                 self._watcher.poisoned(action)
             elif isinstance(action, core.Started):
-                self._begin_run()
-                self._watcher.ready(self._clock() - self._began)
+                try:
+                    self._begin_run()
+                except sqlite3.Error as error:
+                    # Before a source is told to begin: it would read from positions of old.
+                    actions.clear()
+                    self._project.kill(Status.MISCONFIGURED, f"cannot keep its state: {error}")
+                else:
+                    self._watcher.ready(self._clock() - self._began)
             elif isinstance(action, core.Adopt):
                 self._operations.adopted(action.operation)
             elif isinstance(action, core.Completed):
@@ -549,6 +568,7 @@ class Supervisor(Changeable):
             books=str(rows),
             journals=str(self._journals),
             store=str(self._rundir.state / "flowkit.db"),
+            durable=any(link.durable and link.fsync == "group" for link in plan.links),
             origin=replica.origin,
             life=replica.life,
         )
@@ -569,6 +589,8 @@ class Supervisor(Changeable):
             stdout=stdout,
             stderr=stderr,
         )
+        if self._project.started:
+            self._later(SLOW_START, self._slow_start, replica, replica.incarnation)
 
     def open_books(self, plan: Plan) -> None:
         """Books for the replicas that have none yet."""

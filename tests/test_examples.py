@@ -15,6 +15,7 @@ import sys
 import tokenize
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -132,13 +133,56 @@ def test_the_bars_are_ascii_where_the_locale_is(place: Place, sources: Path) -> 
     assert "\\u" not in result.out
 
 
+def many_modules(root: Path, count: int, size: int = 900) -> Path:
+    """A directory of modules that take a while to read."""
+    root.mkdir()
+    for number in range(count):
+        text = f"name_{number} = shared(other.name_{number % 7}, value)\n" * size
+        (root / f"module_{number}.py").write_text(text)
+    return root
+
+
+def check_counts_in_spite_of_deaths(place: Place, result: Result, root: str) -> None:
+    assert result.code == 0, result.text
+    assert counted(place.file("names.json")) == quickstart.count_files(root)
+    for link in result.report["links"]:
+        assert link["sent"] == link["done"] + link["superseded"], link
+        assert link["in_flight"] == 0, link
+    assert result.total("redelivered") > 0, "what the dead had in hand was delivered again"
+    assert not any(node["lost_state"] for node in result.report["nodes"])
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    "modules", [300, pytest.param(0, id="standard library", marks=pytest.mark.slow)]
+)
+@pytest.mark.timeout(300)
+def test_a_tokenizer_killed_every_300_ms_changes_no_count(
+    place: Place, tmp_path: Path, modules: int
+) -> None:
+    root = str(many_modules(tmp_path / "many", modules, 300)) if modules else ""
+    run = place.up(
+        TOPOLOGIES / "quickstart.yaml", env={"ROOT": root, "OUT": place.file("names.json")}
+    )
+    run.until(lambda: run.handled("tokenize.0") > 3)
+    kills = 0
+    while run.process.poll() is None:
+        pid = run.replicas().get(f"tokenize.{kills % 2}")
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            kills += 1
+        with suppress(subprocess.TimeoutExpired):
+            run.process.wait(0.3)
+    result = run.wait()
+    print(f"{kills} kills, {result.restarts('tokenize')} restarts")
+    check_counts_in_spite_of_deaths(place, result, root)
+    assert kills >= result.restarts("tokenize") > 1
+
+
 @pytest.mark.e2e
 def test_killed_tokenizers_change_no_count(place: Place, tmp_path: Path) -> None:
-    root = tmp_path / "many"
-    root.mkdir()
-    for number in range(80):
-        text = f"name_{number} = shared(other.name_{number % 7}, value)\n" * 900
-        (root / f"module_{number}.py").write_text(text)
+    root = many_modules(tmp_path / "many", 80)
     run = place.up(
         TOPOLOGIES / "quickstart.yaml",
         env={"ROOT": str(root), "OUT": place.file("names.json")},
@@ -150,14 +194,8 @@ def test_killed_tokenizers_change_no_count(place: Place, tmp_path: Path) -> None
         run.kill(name)
         run.says(f"{name} was killed by SIGKILL", times=number // 2 + 1)
     result = run.wait()
-    assert counted(place.file("names.json")) == quickstart.count_files(str(root))
+    check_counts_in_spite_of_deaths(place, result, str(root))
     assert result.restarts("tokenize") == 3
-    assert result.code == 0, result.text
-    for link in result.report["links"]:
-        assert link["sent"] == link["done"] + link["superseded"], link
-        assert link["in_flight"] == 0, link
-    assert result.total("redelivered") > 0, "what the dead had in hand was delivered again"
-    assert not any(node["lost_state"] for node in result.report["nodes"])
 
 
 @pytest.mark.e2e

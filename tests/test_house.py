@@ -36,7 +36,7 @@ RANKS = {
     9: ["control", "launchers"],
     10: ["report", "operations", "watching", "supervisor", "mp"],
     11: ["dashboard"],
-    12: ["cli", "testing", "__main__"],
+    12: ["cli", "testing", "bench", "__main__"],
 }
 RANK_OF = {room: rank for rank, rooms in RANKS.items() for room in rooms}
 
@@ -59,8 +59,8 @@ HOMES = {
     "pickle": ["codecs/pickle.py"],
     "marshal": [],
     "shelve": [],
-    # The conformance suites try what they test between real processes.
-    "multiprocessing": ["launchers/", "mp.py", "testing/"],
+    # The conformance suites try what they test between real processes; `bench` measures it.
+    "multiprocessing": ["launchers/", "mp.py", "testing/", "bench/"],
     "yaml": ["topology/"],
     "pydantic": ["topology/"],
     "rich": ["cli/"],

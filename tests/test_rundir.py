@@ -93,6 +93,41 @@ def test_a_second_run_in_the_same_process_is_refused(tmp_path: Path, root: Path)
         assert first.lock_path.read_text() == f"{os.getpid()}\n"
 
 
+def test_a_second_run_elsewhere_has_the_same_state(tmp_path: Path) -> None:
+    """Positions, dead letters and journals are one run's at a time, wherever its sockets are."""
+    environ = {"FLOWKIT_STATE_DIR": str(tmp_path / "state")}
+    first, second = (
+        RunDirectory("demo", tmp_path / "demo.yaml", tmp_path / name, environ=environ)
+        for name in ("a", "b")
+    )
+    other = RunDirectory("demo", tmp_path / "other.yaml", tmp_path / "b", environ=environ)
+    for run in (first, second, other):
+        run.acquire()
+    first.acquire_state()
+    other.acquire_state()
+    assert stat.S_IMODE(first.state.stat().st_mode) == 0o700
+    with pytest.raises(AlreadyRunning) as caught:
+        second.acquire_state()
+    assert caught.value.pid == os.getpid()
+    assert str(first.state) in str(caught.value)
+    first.release()
+    second.acquire_state()
+    with pytest.raises(AlreadyRunning):
+        first.acquire_state()
+    for run in (first, second, other):
+        run.release()
+
+
+def test_a_state_directory_that_cannot_be_locked(tmp_path: Path) -> None:
+    environ = {"FLOWKIT_STATE_DIR": str(tmp_path / "state")}
+    run = RunDirectory("demo", tmp_path / "demo.yaml", tmp_path / "run", environ=environ)
+    make_private(run.state)
+    (run.state / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunDirectoryError, match="cannot be used"):
+        run.acquire_state()
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_a_killed_run_is_cleaned_up_by_the_next(tmp_path: Path, root: Path) -> None:
     topology = tmp_path / "demo.yaml"
     with holder(topology, root) as process:

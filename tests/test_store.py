@@ -54,6 +54,13 @@ def test_a_position_comes_back_as_it_was(store: Store, path: str, position: Any)
     assert store.position("read", 1) is None and store.position("other", 0) is None
 
 
+@pytest.mark.parametrize(("durable", "level"), [(False, 1), (True, 2)])
+def test_how_often_the_disk_is_asked(path: str, durable: bool, level: int) -> None:
+    store = Store(path, durable)
+    assert store._db.execute("PRAGMA synchronous").fetchone() == (level,)  # NORMAL, FULL
+    store.close()
+
+
 def test_the_last_position_counts(store: Store) -> None:
     for position in (1, 2, 1):
         store.set_position("read", 0, position)

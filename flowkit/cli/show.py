@@ -98,7 +98,12 @@ class Screen:
         if event.delay is None:
             self._line(SUPERVISOR, f"{how}; {event.reason}, stopping the project")
             return
-        again = f"restart {replica.restarts}" + (f"/{budget}" if budget is not None else "")
+        if event.number == 0:
+            wait = human_seconds(event.delay)
+            text = f"{replica.name} has reached the end of its stream and begins again in {wait}"
+            self._line(SUPERVISOR, text)
+            return
+        again = f"restart {event.number}" + (f"/{budget}" if budget is not None else "")
         self._line(SUPERVISOR, f"{how}; {again} in {human_seconds(event.delay)}")
 
     def note(self, text: str) -> None:
@@ -234,7 +239,10 @@ def _summary(report: Report) -> str:
             text += f"; its last words: {last}"
         return f"{text}; {in_flight} given up" if report.in_flight else text
     parts = []
-    if report.in_flight:
+    wrong = [link.name for link in report.links if not link.entry.balanced]
+    if wrong:
+        parts.append(f"but the books of {', '.join(wrong)} do not balance: a bug in flowkit")
+    elif report.in_flight:
         parts.append(f"{in_flight}, unaccounted for")
     if report.dead_lettered:
         plural = "" if report.dead_lettered == 1 else "s"
@@ -242,9 +250,11 @@ def _summary(report: Report) -> str:
     if report.dropped:
         parts.append(f"{report.dropped:,} dropped")
     forgetful = [f"{node.node}.{node.replica}" for node in report.nodes if node.lost_state]
+    complete = not (wrong or report.in_flight or report.dropped)
     if forgetful:
-        parts.append(f"no message lost, but what {', '.join(forgetful)} held in memory")
-    elif not report.in_flight and not report.dropped:
+        but = "no message lost, but " if complete else "lost: "
+        parts.append(f"{but}what {', '.join(forgetful)} held in memory")
+    elif complete:
         parts.append("nothing else lost" if parts else "nothing lost")
     stopped = " after it was stopped" if report.interrupted else ""
     return f"drained in {seconds}{stopped}, {', '.join(parts)}"

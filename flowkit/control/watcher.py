@@ -18,7 +18,8 @@ class Watcher(Protocol):
         """All replicas are ready; sources begin."""
 
     def died(self, event: core.Died, budget: int | None) -> None:
-        """A replica died; `budget` is how many restarts its policy allows in a window."""
+        """A replica died, or ended and begins again (see `Died`); `budget` is how many restarts its
+        policy allows in a window."""
 
     def note(self, text: str) -> None:
         """Something else that the operator should know."""
@@ -62,6 +63,8 @@ class Logging:
 
     def died(self, event: core.Died, budget: int | None) -> None:
         how = event.error or f"ended with code {event.code}"
+        if event.number == 0:
+            how = "has reached the end of its stream"
         then = event.reason if event.delay is None else f"restarted in {event.delay:g} s"
         self._log.warning("%s %s; %s", event.replica.name, how, then)
 

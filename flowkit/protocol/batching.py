@@ -7,9 +7,9 @@ slow ones get single messages, few ahead, so that all replicas of a pool have wo
 
 from __future__ import annotations
 
-MAX_COUNT = 4096
-"""Messages in a batch at most. From 512 on the cost per batch no longer matters; 4,096 short
-messages are handled in about a millisecond."""
+MAX_COUNT = 8192
+"""Messages in a batch at most. From 512 on the cost per batch matters little: 8,192 instead of
+4,096 saves 7 % for short messages, 16,384 nothing more. They are handled in about a millisecond."""
 
 FAST = 0.005
 """Seconds: a batch that took less may be twice as large."""
@@ -19,6 +19,11 @@ SLOW = 0.020
 LARGE = 1 << 20
 """Bytes: a batch that is larger is halved, whatever time it took: beyond this size the copy costs
 more than the frame."""
+
+LARGE_EACH = 64 << 10
+"""Bytes of a message from which on it is not copied with its batch, which may then be larger."""
+LARGE_WHOLE = 8 << 20
+"""Bytes of a batch of such messages."""
 
 MAX_AHEAD = 64
 """Batches in a session that are not yet taken, at most."""
@@ -55,13 +60,14 @@ class Pace:
             each if self._message is None else self._message + (each - self._message) / 8
         )
         self._batch += (seconds - self._batch) / 8
-        if seconds > SLOW or size > LARGE:
+        large = LARGE if size < count * LARGE_EACH else LARGE_WHOLE
+        if seconds > SLOW or size > large:
             self.max_count = max(1, min(self.max_count, count) // 2)
         else:
             # Judged by the cost of a message, not by whether this batch was full: what arrives now
             # was cut long ago, and waiting for larger ones would take as long as the queue is.
             fast = int(FAST / self._message)
-            small = LARGE // 2 * count // max(size, 1)
+            small = large // 2 * count // max(size, 1)
             wanted = min(4 * self.max_count, MAX_COUNT, fast, small)
             self.max_count = max(self.max_count, wanted)
         ahead = int(AHEAD_SECONDS / self._batch) + 1

@@ -30,6 +30,13 @@ class Done(msgspec.Struct, tag=True):
     incarnation: int
 
 
+class Ended(msgspec.Struct, tag=True):
+    """Replica: my stream has ended, all of it is done, and I am to be started again (restart policy
+    "always"). Answered with `Released`."""
+
+    incarnation: int
+
+
 class Stop(msgspec.Struct, tag=True):
     """Replica: the node's error policy asks to stop the project."""
 
@@ -64,7 +71,7 @@ class Drain(msgspec.Struct, tag=True):
 
 
 class Released(msgspec.Struct, tag=True):
-    """Supervisor: your `Done` is noted; close your links and leave."""
+    """Supervisor: your `Done` is noted, close your links and leave; or your `Ended`, just leave."""
 
 
 class Replayed(msgspec.Struct, tag=True):
@@ -169,7 +176,7 @@ class Resized(msgspec.Struct, tag=True):
     round: int
 
 
-FromReplica = Ready | Done | Stop | Replayed | Replay | Resting | Held | Resized
+FromReplica = Ready | Done | Ended | Stop | Replayed | Replay | Resting | Held | Resized
 FromSupervisor = (
     Start
     | ProducerAt

@@ -470,12 +470,7 @@ class Engine:
     def _at_rest(self) -> bool:
         if self.phase is not Phase.OPEN:
             return self.phase in (Phase.REPORTING, Phase.CLOSED)
-        return (
-            self.roots.idle
-            and not self._replaying
-            and not self.in_hand
-            and all(sender.idle for sender in self.senders.values())
-        )
+        return self.settled and not self._replaying and not self.in_hand
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -503,6 +498,11 @@ class Engine:
         self.actions.append(Leave())
 
     @property
+    def settled(self) -> bool:
+        """Whether everything that was sent is acknowledged; `flush` before you ask."""
+        return self.roots.idle and all(sender.idle for sender in self.senders.values())
+
+    @property
     def in_hand(self) -> int:
         """Input batches received and not yet settled."""
         return sum(receiver.held for receiver in self._all_receivers())
@@ -525,7 +525,7 @@ class Engine:
                 for sender in self.senders.values():
                     sender.end()
         elif self.phase is Phase.DRAINING:
-            if self.roots.idle and all(sender.idle for sender in self.senders.values()):
+            if self.settled:
                 self.phase = Phase.REPORTING
                 if self._commit_due:
                     self._commit_due = False

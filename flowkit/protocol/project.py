@@ -21,13 +21,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import NamedTuple
 
 from flowkit.protocol import control
 from flowkit.protocol.events import Terms
-from flowkit.protocol.restart import GiveUp, RestartPolicy, RestartState
+from flowkit.protocol.members import Member as Member
+from flowkit.protocol.members import Phase as Phase
+from flowkit.protocol.members import Replica as Replica
+from flowkit.protocol.members import Status as Status
+from flowkit.protocol.members import Wanted as Wanted
+from flowkit.protocol.restart import GiveUp, RestartState
 
 CONFIGURATION = 2
 """The exit code of a replica that cannot start as it is configured: starting again is no use."""
@@ -35,109 +38,6 @@ CONFIGURATION = 2
 
 DEATHS_IN_HAND = 2
 """How many careful deaths a message must have been in hand at to be held responsible."""
-
-
-class Phase(Enum):
-    """Where one replica stands."""
-
-    WAITING = "waiting"
-    STARTING = "starting"
-    READY = "ready"
-    DONE = "done"
-    ENDED = "ended"
-    LOST = "lost"
-    """Given up, or killed at the end."""
-    STOPPED = "stopped"
-    """The operator wants no process of it, for now."""
-    REMOVED = "removed"
-    """Its node has fewer replicas now, or is no more."""
-
-
-class Wanted(Enum):
-    """What the operator wants of a replica."""
-
-    UP = "up"
-    DOWN = "down"
-    GONE = "gone"
-
-
-class Status(Enum):
-    """How a project ended, or that it has not."""
-
-    RUNNING = "running"
-    DRAINED = "drained"
-    FAILED = "failed"
-    """A node was given up."""
-    MISCONFIGURED = "misconfigured"
-    """A node cannot start as it is configured."""
-    STOPPED = "stopped"
-    """The error policy of a node asked for it."""
-    TIMED_OUT = "timed out"
-    """It was not drained in time."""
-    KILLED = "killed"
-
-
-class Member(NamedTuple):
-    """What the project knows of a node before it starts."""
-
-    name: str
-    replicas: int
-    policy: RestartPolicy
-    source: bool
-    stateful: bool
-    origin: int = 0
-    """Number of replica 0 in the project."""
-
-
-@dataclass(slots=True, eq=False)
-class Replica:
-    """One replica, over all its incarnations. `restarts` are those after a death, `planned` those
-    that the operator asked for."""
-
-    node: str
-    number: int
-    restart: RestartState
-    source: bool
-    stateful: bool
-    phase: Phase = Phase.WAITING
-    incarnation: int = 0
-    restarts: int = 0
-    lost_state: bool = False
-    addresses: Mapping[int, str] = field(default_factory=dict)
-    launch_at: float | None = None
-    origin: int = 0
-    """Its number in the project: the first part of the ids of what begins in it."""
-    wanted: Wanted = Wanted.UP
-    planned: int = 0
-    life: int = 1
-    """1, and how often it was removed; see `events.Identity`."""
-    leaving: bool = False
-    """Whether this incarnation was told to end."""
-    trying: bool = False
-    """Whether the next incarnation was asked for, and has not been ready yet."""
-    discarded: bool = False
-    """Whether it is to be removed without its orderly end."""
-    introduced: bool = False
-    """Whether this incarnation's peers know of it."""
-    known: bool = True
-    """Whether they know of any incarnation, or are to be."""
-    begun: bool = False
-    """Whether this incarnation was told to `Start`."""
-    edition: int = 0
-    """Which links the incarnation was launched with, or told of."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.node}.{self.number}"
-
-    @property
-    def over(self) -> bool:
-        return self.phase in (Phase.ENDED, Phase.LOST, Phase.REMOVED)
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing will come from it any more."""
-        return self.phase in (Phase.DONE, Phase.ENDED, Phase.REMOVED)
 
 
 class Launch(NamedTuple):
@@ -178,13 +78,18 @@ class Started(NamedTuple):
 
 
 class Died(NamedTuple):
-    """Tell the operator: a replica died, and is started again after `delay` seconds, or not."""
+    """Tell the operator: a replica died, and is started again after `delay` seconds, or not.
+
+    It is death `number` of the window that its restart policy looks at; 0 is no death at all: its
+    stream has ended, and the policy is "always".
+    """
 
     replica: Replica
     code: int
     error: str | None
     delay: float | None
     reason: str
+    number: int = 1
 
 
 class Over(NamedTuple):
@@ -322,6 +227,7 @@ class Project:
                 replica.phase = Phase.STARTING
                 replica.leaving = replica.introduced = replica.begun = False
                 replica.edition = self.edition
+                replica.ended = False
                 self.actions.append(Launch(replica))
 
     @property
@@ -388,6 +294,12 @@ class Project:
         else:
             operation.resized(replica, message.round)
 
+    def stream_ended(self, replica: Replica, incarnation: int) -> None:
+        """A source's stream has ended, all of it is done, and its policy is to begin again."""
+        if replica.incarnation == incarnation and replica.phase is Phase.READY:
+            replica.ended = True
+            self.tell(replica, control.Released())
+
     def stop(self, replica: Replica, incarnation: int, reason: str) -> None:
         """A replica's error policy asks to stop the project."""
         if replica.incarnation == incarnation and self.status is Status.RUNNING:
@@ -428,10 +340,13 @@ class Project:
                 replica.launch_at = now
             self._left(replica)
             return
-        if was is Phase.STARTING and code == CONFIGURATION:
+        asked = replica.trying or not self.started
+        if was is Phase.STARTING and code == CONFIGURATION and asked:
             self._give_up(replica, Status.MISCONFIGURED, "cannot start", code, error)
             return
-        verdict = replica.restart.died(now, clean=False)
+        # Once the stream flows, what cannot be built may be possible again a moment later (a file
+        # that is being replaced, a server that is down): the restart policy decides.
+        verdict = replica.restart.died(now, clean=replica.ended and code == 0)
         if isinstance(verdict, GiveUp):
             self._give_up(replica, Status.FAILED, verdict.reason, code, error)
             return
@@ -439,7 +354,9 @@ class Project:
         replica.phase = Phase.WAITING
         replica.restarts += 1
         replica.launch_at = now + verdict.after
-        self.actions.append(Died(replica, code, error, verdict.after, ""))
+        if self.draining and replica.ended:
+            replica.launch_at = now  # it has nothing left but to end
+        self.actions.append(Died(replica, code, error, verdict.after, "", verdict.number))
         if self.operation is not None:
             self.operation.died(replica, "")
 
@@ -510,6 +427,8 @@ class Project:
         for replica in self._sources():
             if replica.phase is Phase.READY:
                 self.tell(replica, control.Drain())
+            elif replica.ended and replica.launch_at is not None:
+                replica.launch_at = 0.0  # there is nothing to wait for: it is only to end
         self._settle_stopped()
 
     def kill(self, status: Status = Status.KILLED, reason: str = "killed") -> None:

@@ -28,7 +28,7 @@ from flowkit.protocol.events import (
 from flowkit.protocol.lineage import DONE, Seen, Settled, Work, nothing
 from flowkit.wire import Ack, Close, Credit, Data, End, Frame, Heartbeat, Hello, Reject, Reset
 
-AHEAD_BYTES = 8 << 20
+AHEAD_BYTES = 32 << 20
 """Bytes a producer may send beyond what was taken. A larger batch is let through alone."""
 
 HELLO_TICKS = 2

@@ -18,7 +18,8 @@ Policy: TypeAlias = Literal["on-failure", "always", "never"]
 class RestartPolicy:
     """What the topology author asked for. Times are in seconds; `max` None means no limit.
 
-    "on-failure" restarts after a crash, "always" after a clean end as well, "never" not at all.
+    "on-failure" restarts after a crash, "always" after a clean end as well, "never" not at all. A
+    clean end is no failure: it waits for the back-off, and does not count towards `max`.
     Raises ValueError on numbers that make no sense.
     """
 
@@ -44,7 +45,8 @@ class RestartPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Start it again in `after` seconds: restart `number` of the current window, from 1."""
+    """Start it again in `after` seconds. `number` counts the deaths of the current window: from 1,
+    or from 0 after a clean end."""
 
     after: float
     number: int
@@ -68,6 +70,7 @@ class RestartState:
         self._deaths: deque[float] = deque()  # within the window, oldest first
         self._streak = 0  # restarts since the replica last was healthy for a window
         self._last: float | None = None
+        self._started = 0.0  # when it was to start again after the last one
 
     def died(self, now: float, clean: bool) -> Restart | GiveUp:
         """The replica's process has ended at `now`; `clean` if it had been told that it may.
@@ -81,19 +84,23 @@ class RestartState:
             return GiveUp("died, and its restart policy is never")
         if self._last is not None:
             now = max(now, self._last)
-            if now - self._last >= policy.window:
+            # The back-off is no time of health: else one that is longer than the window would
+            # never grow beyond it.
+            if now - self._started >= policy.window:
                 self._streak = 0
         self._last = now
         while self._deaths and now - self._deaths[0] >= policy.window:
             self._deaths.popleft()
-        if policy.max is not None and len(self._deaths) >= policy.max:
-            return GiveUp(
-                f"died {len(self._deaths) + 1} times in {policy.window:g} s,"
-                f" {policy.max} restarts are allowed"
-            )
-        self._deaths.append(now)
+        if not clean:
+            if policy.max is not None and len(self._deaths) >= policy.max:
+                return GiveUp(
+                    f"died {len(self._deaths) + 1} times in {policy.window:g} s,"
+                    f" {policy.max} restart{' is' if policy.max == 1 else 's are'} allowed"
+                )
+            self._deaths.append(now)
         # Beyond 2**63 any back-off is at its maximum; the exponent must not overflow a float.
         after = min(policy.backoff * 2.0 ** min(self._streak, 63), policy.backoff_max)
         self._streak += 1
+        self._started = now + after
         self.total += 1
         return Restart(after, len(self._deaths))

@@ -114,7 +114,7 @@ class JournalDriver:
             self._full = True
             self._timer = asyncio.get_running_loop().call_later(RETRY, self._later)
             return
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             # What is on the disk is not known any more: only a new start can tell.
             self._fail(error)
             return

@@ -86,5 +86,5 @@ class Resting:
             runner.spawn(self._rests(action.round))
 
     async def _rests(self, round: int) -> None:
-        await self._runner.settle()
+        await self._runner.commit()
         self._runner.say(control.Resting(self._runner.spec.incarnation, round))

@@ -80,7 +80,7 @@ class Runner:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._left: asyncio.Future[None] = self._loop.create_future()
-        self._store = Store(spec.store)
+        self._store = Store(spec.store, spec.durable)
         self._rows = SharedRows(spec.books, 1 + len(spec.outputs)) if spec.books else None
         self._gauges: Any = self._rows.gauges if self._rows else [0] * ROW
         books = self._rows.books if self._rows else [Books([0] * ROW) for _ in spec.outputs]
@@ -129,6 +129,9 @@ class Runner:
         self._driving.set_result(None)
         self._progress = (0, clock())
         self._draining = False
+        self._settling: asyncio.Future[None] | None = None
+        """Resolved when everything that was sent is acknowledged."""
+        self._beginning_again = False
         self._stopped = False
         self._awake = False
         self._due: asyncio.TimerHandle | None = None
@@ -293,11 +296,13 @@ class Runner:
             self._shop.poisons.setdefault((message.link, message.id), set()).add(message.index)
         elif isinstance(message, control.Replay):
             for letter in self._store.dead_letters(message.numbers):
-                replay(self, letter, self._shop.codecs)
+                replay(letter, self.spec, self.engine, self._shop.codecs, self.say)
         elif isinstance(message, COMMANDS):
             self._resting.obey(message)
         elif isinstance(message, control.Replayed):
             pass  # a word for clients
+        elif self._beginning_again:
+            self.leave()
         else:
             self.engine.released()
         self._soon()
@@ -332,9 +337,31 @@ class Runner:
         self._note()
         self._reading_since = None
         await self._outflow.close()
-        if not self._resting.leaving:
-            self.engine.end_stream()
+        if self._resting.leaving:
+            return
+        if self.spec.node.restart.policy == "always" and not self._draining:
+            await self._settle()
+        if self.spec.node.restart.policy == "always" and not self._draining:
+            # Its links stay open for the next incarnation: neither END nor DONE.
+            self._beginning_again = True
+            self.say(control.Ended(self.spec.incarnation))
+            return
+        self.engine.end_stream()
         self.wake()
+
+    async def _settle(self) -> None:
+        """Return when all is done that this replica has sent; its timers have stopped by then."""
+        await self._stop_timers()
+        self._settling = self._loop.create_future()
+        self.wake()
+        await self._settling
+        await self.commit()
+
+    async def commit(self) -> None:
+        """Commit the last position, and tidy the journals."""
+        await self._positions.finish()
+        for journal in self._journals.values():
+            journal.write()
 
     def resume(self) -> None:
         """The project has rested, and goes on."""
@@ -397,6 +424,8 @@ class Runner:
             self._undurable = []
         self._outflow.flush()
         self.engine.flush()
+        if self._settling is not None and not self._settling.done() and self.engine.settled:
+            self._settling.set_result(None)
         self._act()
         self._note()
 
@@ -538,10 +567,7 @@ class Runner:
 
     async def _finish(self) -> None:
         """Every input has ended: timers stop, the node says its last."""
-        for name in self._info.timers:
-            if name in self._handles:
-                self._handles.pop(name).cancel()
-        await self._end_timers()
+        await self._stop_timers()
         boxes = self._ports.fresh()
         self._ports.open(boxes)
         try:
@@ -582,8 +608,12 @@ class Runner:
     def running_timers(self) -> list[asyncio.Task[None]]:
         return [task for task in self._tasks if task.get_name() in self._info.timers]
 
-    async def _end_timers(self) -> None:
-        """Let running timers end; one that does not is cancelled, and sends nothing."""
+    async def _stop_timers(self) -> None:
+        """No more ticks. Timers that run may end; one that does not is cancelled, and sends
+        nothing."""
+        for name in self._info.timers:
+            if name in self._handles:
+                self._handles.pop(name).cancel()
         running = self.running_timers()
         if not running:
             return
@@ -646,14 +676,8 @@ class Runner:
 
     async def _report_done(self) -> None:
         """Say DONE, after the last position is committed: a death after it is no crash."""
-        await self.settle()
+        await self.commit()
         self.say(control.Done(self.spec.incarnation))
-
-    async def settle(self) -> None:
-        """Commit the last position, and tidy the journals."""
-        await self._positions.finish()
-        for journal in self._journals.values():
-            journal.write()
 
     def spawn(self, coroutine: Any) -> None:
         """Run a coroutine of the replica; if it raises, the replica fails."""

@@ -28,6 +28,9 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     """Directory of the journals of durable links."""
     store: str
     """The project's SQLite database of positions and dead letters."""
+    durable: bool = False
+    """Whether what is written there must survive the machine: a journal forgets a message that has
+    become a dead letter."""
     origin: int = 0
     """Number of the replica in the project; 0: what the plan says."""
     life: int = 1

@@ -263,7 +263,10 @@ class Restart(Part):
     policy: Annotated[
         Literal["on-failure", "always", "never"],
         BeforeValidator(_choice("on-failure", "always", "never")),
-    ] = Field("on-failure", description="After which ends a replica is started again.")
+    ] = Field(
+        "on-failure",
+        description="When a replica is started again; always: a source also at its stream's end.",
+    )
     max: Annotated[int | str, BeforeValidator(_limit)] = Field(
         5, description="Restarts within the window before the node is given up, or 'unlimited'."
     )

@@ -40,12 +40,16 @@ class Scenario:
         self.replicas = [chance.choice([1, 2, 3]) for _ in range(self.stages)]
         self.busy = [chance.choice([0, 5, 50]) for _ in range(self.stages)]
         self.windows = [chance.choice([1, 100, 4096, 65536]) for _ in range(6)]
-        self.count = FEW if 1 in self.windows else MANY
+        # The journals of durable links cost time on the disk, so there are fewer numbers then.
+        self.durable = [chance.random() < 0.5 for _ in range(6)]
+        if chance.random() < 0.6:
+            self.durable = [False] * 6
+        self.count = FEW if 1 in self.windows or any(self.durable) else MANY
 
     def __repr__(self) -> str:
         return (
             f"seed {self.seed}: {self.sources} sources, {self.shape} of {self.replicas} workers, "
-            f"{self.sink}, {self.transport}, windows {self.windows}, "
+            f"{self.sink}, {self.transport}, windows {self.windows}, durable {self.durable}, "
             f"sources {'' if self.kills_sources else 'not '}killed"
         )
 
@@ -81,8 +85,8 @@ class Scenario:
             nodes["sink"] = node("Tally", replicas=replicas, settings={"path": place.file("tally")})
         route = {"route": "key"} if self.sink == "keyed" else {}
         links += [link(f"{end} -> sink.numbers", **route) for end in ends]
-        for each, window in zip(links, self.windows, strict=False):
-            each.update(window=window, transport=self.transport)
+        for each, window, durable in zip(links, self.windows, self.durable, strict=False):
+            each.update(window=window, transport=self.transport, durable=durable)
         return place.topology(nodes, links, project=f"chaos{self.seed}")
 
     def victims(self, run: Run) -> dict[str, int]:

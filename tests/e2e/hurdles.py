@@ -33,19 +33,25 @@ def hurdle(use: str, **facts: Any) -> dict[str, Any]:
 
 
 class Texts(Source):
-    """`count` texts of `size` characters, as fast as they are taken."""
+    """Texts of `size` characters, as fast as they are taken: `count`, and then more until the file
+    `until` exists."""
 
     texts = Out(str)
 
-    def __init__(self, count: int, size: int) -> None:
+    def __init__(self, count: int, size: int, until: str = "") -> None:
         self.count = count
         self.text = "x" * size
+        self.until = until
 
     def read(self, position: Any) -> Iterator[Any]:
         start = position or 0
-        for number in range(start, self.count, 256):
-            parcel = min(256, self.count - number)
+        for number in range(start, self.count, CHECK):
+            parcel = min(CHECK, self.count - number)
             yield Many([self.text] * parcel), number + parcel
+        number = max(start, self.count)
+        while self.until and not os.path.exists(self.until):
+            number += CHECK
+            yield Many([self.text] * CHECK), number
 
 
 class Slow(Node):
@@ -138,6 +144,37 @@ class Patient(Uneven):
         self.note(number)
 
 
+class Sieve(Node):
+    """Takes numbers that must all come once, in any order; needs no more memory for many of them.
+
+    Writes to `path` at the end: the number below which all have come, how many beyond it, and how
+    many have come a second time.
+    """
+
+    stateful = True
+    numbers = In(int)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.low = 0
+        self.beyond: set[int] = set()
+        self.doubled = 0
+
+    def on_numbers(self, number: int) -> None:
+        beyond = self.beyond
+        if number < self.low or number in beyond:
+            self.doubled += 1
+            return
+        beyond.add(number)
+        while self.low in beyond:
+            beyond.remove(self.low)
+            self.low += 1
+
+    def finish(self) -> None:
+        with open(self.path, "w") as file:
+            print(self.low, len(self.beyond), self.doubled, file=file)
+
+
 class Pairs(Node):
     """Holds each number until number `distance` after it has come; `finish` lets the rest go."""
 
@@ -221,6 +258,22 @@ class Vitals:
             size, files, threads = (b - a for a, b in zip(before, after, strict=True))
             grown[name] = (size, files, threads)
         return grown
+
+    def __str__(self) -> str:
+        """The most of each half, for people."""
+        lines = []
+        for name, looks in self.looks.items():
+            half = len(looks) // 2
+            halves = [
+                [max(column) for column in zip(*part, strict=True)]
+                for part in (looks[:half], looks[half:])
+            ]
+            texts = [
+                f"{size / (1 << 20):.1f} MiB, {files} descriptors, {threads} threads"
+                for size, files, threads in halves
+            ]
+            lines.append(f"{name}: {' -> '.join(texts)}")
+        return "\n".join(lines)
 
     def check_flat(self, size: int, files: int = 0, threads: int = 0) -> None:
         """Nothing has grown by more than that."""

@@ -103,6 +103,20 @@ class Held(Source):
         await appeared(self.until)
 
 
+class Parcels(Source):
+    """0, 1, 2, ...: `count` numbers from its position on, then its stream ends."""
+
+    numbers = Out(int)
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def read(self, position: Any) -> Iterator[Any]:
+        start = position or 0
+        for number in range(start, start + self.count):
+            yield number, number + 1
+
+
 class Ticks(Node):
     """Numbers without positions, sent from `run()` until it is told to end."""
 

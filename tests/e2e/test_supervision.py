@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flowkit.protocol.ledger import DELIVERED, DONE, ROW
+from flowkit.runtime.shared import SharedRows
 from tests.conftest import Eventually
 from tests.e2e.harness import Place, alive, complaint, link, node
 
@@ -59,6 +62,115 @@ def test_the_last_traceback_is_shown(place: Place) -> None:
     assert "Traceback" in "\n".join(result.printed("sink.0"))
     assert "sink.0 failed with exit code 1" in result.out
     assert result.restarts("sink") == 1
+
+
+def killed_until_given_up(place: Place, every: float, allowed: int, window: str) -> None:
+    """Kill the worker every so many seconds: there is progress between the deaths, up to one more
+    than are allowed."""
+    restart = {"max": allowed, "window": window, "backoff": "10ms", "backoff_max": "100ms"}
+    run = place.up(chain(place, until="stop", restart=restart, settings={"busy": 5}))
+    pid, began = 0, time.monotonic()
+    for number in range(allowed + 1):
+        pid = run.pid("work.0", other_than=pid)
+        run.until(lambda: run.handled("work.0") > 100)
+        run.until(lambda number=number: time.monotonic() >= began + number * every)
+        os.kill(pid, signal.SIGKILL)
+    result = run.wait()
+    assert (result.code, result.report["status"]) == (3, "failed"), result.text
+    assert result.restarts("work") == allowed
+    for number in range(allowed):
+        delay = min(10 * 2**number, 100)
+        assert f"restart {number + 1}/{allowed} in {delay}ms" in result.out
+    assert f"died {allowed + 1} times in" in result.report["reason"]
+    assert result.link("read.numbers -> work.numbers")["done"] > 100 * allowed
+    assert result.out.count("work.0 was killed by SIGKILL") == allowed + 1
+
+
+def test_a_worker_is_killed_until_it_is_given_up(place: Place) -> None:
+    killed_until_given_up(place, 0.0, 4, "60s")
+
+
+@pytest.mark.slow
+def test_a_worker_is_killed_every_two_seconds(place: Place) -> None:
+    killed_until_given_up(place, 2.0, 10, "60s")
+
+
+def test_deaths_that_are_long_ago_are_forgotten(place: Place) -> None:
+    """It was healthy for the whole of a window: the next death counts as the first."""
+    restart = {"max": 1, "window": "1s", "backoff": "10ms"}
+    run = place.up(chain(place, until="stop", restart=restart, settings={"busy": 5}))
+    pid = 0
+    for _ in range(3):
+        pid = run.pid("work.0", other_than=pid)
+        run.until(lambda: run.handled("work.0") > 100)
+        since = time.monotonic()
+        run.until(lambda since=since: time.monotonic() > since + 1.1)
+        os.kill(pid, signal.SIGKILL)
+    run.pid("work.0", other_than=pid)
+    place.touch("stop")
+    result = run.wait()
+    result.check_drained()
+    assert result.restarts("work") == 3
+    assert result.out.count("restart 1/1 in 10ms") == 3
+
+
+def test_the_policy_always(place: Place) -> None:
+    """A source begins again when its stream has ended, from its position, until it is told."""
+    topology = place.topology(
+        {
+            "read": node(
+                "Parcels", settings={"count": 50}, restart={"policy": "always", "backoff": "1ms"}
+            ),
+            "work": node("Work", replicas=2),
+            "tally": node("Tally", settings={"path": place.file("tally")}),
+        },
+        LINKS,
+    )
+    run = place.up(topology)
+    run.says("read.0 has reached the end of its stream and begins again in", times=7)
+    run.terminate()
+    result = run.wait()
+    result.check_drained()
+    count = result.link("read.numbers -> work.numbers")["sent"]
+    assert count >= 7 * 50 and count % 50 == 0
+    place.check_exact(count)
+    assert result.restarts("read") >= 7 and result.restarts("work") == 0
+    assert result.total("redelivered") == 0
+
+
+# ---------------------------------------------------------------------------- the books
+
+
+@pytest.mark.parametrize(("cell", "amount"), [(DONE, 7), (DONE, -7), (DELIVERED, 7)])
+def test_books_that_do_not_balance(place: Place, cell: int, amount: int) -> None:
+    """Somebody has counted wrongly: however well all went, that is not well."""
+    topology = place.topology(
+        {
+            "read": node("Held", settings={"count": 500, "until": place.file("stop")}),
+            "work": node("Work"),
+            "tally": node("Tally", settings={"path": place.file("tally")}),
+        },
+        LINKS,
+    )
+    run = place.up(topology)
+    run.until(lambda: run.handled("tally.0") == 500)
+    (path,) = (run.directory or Path()).glob("work.0#1.rows")
+    rows = SharedRows(path, path.stat().st_size // (8 * ROW))
+    try:
+        run.until(lambda: rows.books[0].read().done == 500)  # from now on nobody counts
+        rows.books[0]._row[cell] += amount
+    finally:
+        rows.close()
+    place.touch("stop")
+    result = run.wait(books=False)
+    assert (result.code, result.report["exit"]) == (5, 5), result.text
+    assert "nothing lost" not in result.out
+    said = "7 messages in flight, unaccounted for"
+    if amount > 0:
+        said = "the books of work.results -> tally.numbers do not balance"
+    assert said in result.out.splitlines()[-1]
+    assert "in flight, unaccounted for" not in result.out or amount < 0
+    place.check_exact(500)
 
 
 def test_the_policy_never(place: Place) -> None:
@@ -201,6 +313,20 @@ def test_a_second_run_is_refused(place: Place) -> None:
     run.ready()
     said = complaint(place.up(topology).wait())
     assert f"process {run.process.pid} " in said
+    place.touch("stop")
+    run.wait().check_drained()
+    place.check_exact(len(place.tally()))
+
+
+def test_a_second_run_with_another_run_directory_is_refused(place: Place) -> None:
+    """They would share positions and journals. The first goes on undisturbed."""
+    topology = chain(place, until="stop")
+    run = place.up(topology)
+    run.ready()
+    elsewhere = place.file("elsewhere")
+    said = complaint(place.up(topology, env={"FLOWKIT_RUN_DIR": elsewhere}).wait())
+    assert f"process {run.process.pid} " in said
+    assert not os.listdir(elsewhere)
     place.touch("stop")
     run.wait().check_drained()
     place.check_exact(len(place.tally()))

@@ -374,6 +374,17 @@ LOSSY_LAST = graph(
     [("s.out", "w.in"), ("w.out", "t.in", "balance", "lossy")],
 )
 
+TIMERS = graph(
+    "a pool with timers",
+    [
+        Node("s", count=40),
+        Node("w", 2, handle=passing("w")),
+        Node("t"),
+    ],
+    [("s.out", "w.in"), ("w.out", "t.left"), ("w.out", "t.right")],
+)
+"""For `worlds.TimerWorld`, in which `w` also sends what nobody asked for."""
+
 EXACT = (
     POOL_SINK,
     POOL_KEYED_SINK,

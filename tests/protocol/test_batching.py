@@ -9,6 +9,7 @@ from flowkit.protocol.batching import (
     AHEAD_SECONDS,
     FAST,
     LARGE,
+    LARGE_WHOLE,
     MAX_AHEAD,
     MAX_COUNT,
     SLOW,
@@ -74,7 +75,14 @@ def test_large_batches_are_halved_whatever_time_they_take() -> None:
     pace = settled(1e-7)
     pace.record(64, LARGE + 1, 0.0001)
     assert pace.max_count == 32
-    assert settled(1e-7, size=100_000).max_count * 100_000 <= LARGE
+    assert settled(1e-7, size=10_000).max_count * 10_000 <= LARGE
+
+
+def test_messages_that_are_not_copied_may_fill_a_larger_batch() -> None:
+    pace = settled(1e-7, size=1 << 20)
+    assert 1 << 20 < pace.max_count << 20 <= LARGE_WHOLE
+    pace.record(64, LARGE_WHOLE + 1, 0.0001)
+    assert pace.max_count < 64
 
 
 def test_a_message_larger_than_all_travels_alone() -> None:

@@ -3,11 +3,43 @@
 Each mutant changes one rule of the core in the tests alone and must be caught within a number of
 seeds, by an oracle that fits it. That the real core passes the same graphs and faults is what
 `test_graphs` shows; where a mutant needs a world of its own, it is shown here.
+
+The rules, and the mutants that break them:
+
+============================================================  =====================================
+a batch is acknowledged when its handlers have returned and   AckOnReceipt, AckAfterHandler
+everything made of it is acknowledged
+acknowledgements are cumulative: they wait for the lowest     AckOutOfOrder, CommitOfTheHighest
+a copy of a batch in progress waits for the first copy        AckOfCopiesAtOnce
+who has sent everything stays until it is acknowledged        DoneWhenSent, NothingOwed
+bounds are looked at before a batch is taken, never within    StrictProcess
+one, and admit one batch always, by count and by bytes        StrictSender, StrictSession
+a timer that finds no room skips its tick                     WaitingTimer
+who groups never waits for a full group without a limit       FullGroupsOnly
+a batch that is delivered again is the same batch             CutAnew
+batches are cut at a count that is the same the next time     CutByCredit
+an id is made of the parent's, the link that it came on,      derive_without_link,
+the chunk, and the slot, which is never a replica             derive_without_chunk, SlotIsReplica
+what finish() sends has the same ids in every incarnation     FinishOfAnIncarnation
+ids are remembered by link, for all its producers             SeenByLinks, SeenByProducer
+an id is forgotten when it can come no more, not before, and  ForgottenTooEarly,
+not because a guessed number of others has come               LeastRecentlyUsed
+what was received stays received when a link breaks           BreakDropsQueue
+a new session's credit counts what is still queued            FullFirstCredit
+HELLO is repeated until it is answered                        HelloOnce
+a frame of an unknown session is dropped, and answered        UnknownSessionAccepted,
+                                                              UnknownSessionIgnored
+an incarnation that was replaced gets no session              LateHelloAccepted
+what an ended session had not acknowledged goes first         NewSessionFirst
+finish() runs when all inputs are closed, not at END          HearsEnd, FinishAtEnd
+DONE is confirmed before CLOSE is said                        CloseBeforeDone
+who comes late is told which links are closed                 ClosedLinksForgotten
+============================================================  =====================================
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,7 +60,13 @@ from tests.protocol import graphs
 from tests.protocol.graphs import Graph
 from tests.protocol.processes import CODEC, Failure, Process
 from tests.protocol.sim import Faults, World, replaced, run
-from tests.protocol.worlds import KillsBeforeDone, RetiringWorld, SlowWorld
+from tests.protocol.worlds import (
+    KillsBeforeDone,
+    RetiringWorld,
+    SlowWorld,
+    TimerProcess,
+    TimerWorld,
+)
 
 SEEDS = 60
 """Within how many seeds a mutant must be caught."""
@@ -319,6 +357,31 @@ class StrictSession(Session):
         return self.sequence < self.limit and self.sent_bytes + size <= self.limit_bytes
 
 
+class WaitingTimer(TimerProcess):
+    """A timer that finds no room waits for it, and its loop with it."""
+
+    waits = False
+
+    def fire(self) -> None:
+        self.waits = self.engine.phase is core.Phase.OPEN and not self.engine.room
+        if not self.waits:
+            super().fire()
+
+    def turn(self, at: float) -> None:
+        if self.waits and self.engine.room:
+            self.waits = False
+            self.send_tick()
+        if not self.waits:
+            super().turn(at)
+        elif self.alive and self.turn_at == at:
+            self.turn_at = None
+            self.wake(self.world.now + 1.0)
+
+
+class WaitingTimerWorld(TimerWorld):
+    process_class = WaitingTimer
+
+
 class FullGroupsOnly(Process):
     """A node that groups waits until the group is full."""
 
@@ -600,6 +663,13 @@ MUTANTS = [
         ],
     ),
     Mutant(
+        "a timer waits for room",
+        graphs.TIMERS,
+        CLEAN,
+        "hung",
+        world=WaitingTimerWorld,
+    ),
+    Mutant(
         "wait for a full group",
         graphs.GROUPS,
         CLEAN,
@@ -645,6 +715,17 @@ def test_mutants_are_caught(mutant: Mutant) -> None:
     pytest.fail(f"not caught in {mutant.seeds} seeds; else: {found[:3]}")
 
 
+def test_the_list_of_rules_names_every_mutant() -> None:
+    """And nothing else, so that it can be believed."""
+    parts = [new for mutant in MUTANTS for _, _, new in mutant.patches]
+    parts += [mutant.world.process_class for mutant in MUTANTS]
+    mutants = {part.__name__ for part in parts if getattr(part, "__module__", "") == __name__}
+    assert __doc__ is not None
+    table = __doc__.partition("===\n")[2].partition("\n===")[0]
+    named = {word.strip(",") for line in table.splitlines() for word in line[62:].split()}
+    assert named == mutants
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_replica_that_is_given_up_swallows_nothing(seed: int) -> None:
     run(graphs.POOL_SINK, seed, Faults(slow=0.5), RetiringWorld)
@@ -654,6 +735,13 @@ def test_a_replica_that_is_given_up_swallows_nothing(seed: int) -> None:
 def test_queues_are_bounded_over_sessions(seed: int) -> None:
     with replaced(batching, AHEAD_SECONDS=0.0):
         run(graphs.POOL_SINK, seed, Faults(breaks=12), SlowWorld)
+
+
+def test_timers_skip_ticks_and_hang_nobody() -> None:
+    stats: Counter[str] = Counter()
+    for seed in range(10):
+        stats += run(graphs.TIMERS, seed, Faults(breaks=2), TimerWorld).stats
+    assert 0 < stats["skipped"] < stats["ticks"]
 
 
 @pytest.mark.parametrize("seed", range(5))

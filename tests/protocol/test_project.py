@@ -446,6 +446,37 @@ def test_who_cannot_start_as_configured_ends_the_project() -> None:
     assert play.over == 1
 
 
+def test_once_the_stream_flows_that_is_a_death_like_any_other() -> None:
+    """What is under way is not given up for a file that is being replaced."""
+    play = Play().up()
+    play.exit("work.0", 1)
+    play.wait()
+    play.exit("work.0", CONFIGURATION)
+    assert play.project.status is Status.RUNNING
+    died = [one for one in play.story if isinstance(one, Died)]
+    assert [(one.code, one.delay, one.number) for one in died] == [(1, 1.0, 1), (2, 2.0, 2)]
+
+
+def test_a_stream_that_has_ended_and_is_to_begin_again() -> None:
+    """Nobody is told that it is done, and its peers are told that this incarnation is no more."""
+    play = Play(policy=RestartPolicy("always", max=0, backoff=1.0)).up()
+    read = play.replica("read.0")
+    play.project.stream_ended(read, 7)  # some other
+    assert not read.ended
+    play.project.stream_ended(read, 1)
+    play.act()
+    assert play.heard["read.0", 1][-1] == control.Released()
+    play.exit("read.0", 0)
+    died = [one for one in play.story if isinstance(one, Died)]
+    assert [(one.number, one.delay) for one in died] == [(0, 1.0)]
+    assert control.Gone("read", 0, 1, False) in play.heard["work.0", 1]
+    play.wait()
+    assert play.alive["read.0"] == 2 and not read.ended and read.restarts == 1
+    play.ready("read.0")
+    play.exit("read.0", 0)  # it has not said that its stream has ended
+    assert play.project.status is Status.FAILED
+
+
 def test_the_same_code_of_a_replica_that_ran_is_a_death() -> None:
     play = Play().up()
     play.exit("sink.0", CONFIGURATION)

@@ -61,7 +61,7 @@ def test_the_delay_doubles_up_to_its_limit_and_starts_over_after_health(
     if story:
         assert story[0][1].after == min(policy.backoff, policy.backoff_max)
     for (before, previous), (now, decision) in pairwise(story):
-        if now - before >= policy.window:
+        if now - before - previous.after >= policy.window:
             assert decision.after == policy.backoff
         else:
             assert decision.after == min(2 * previous.after, policy.backoff_max)
@@ -72,12 +72,23 @@ def test_a_clean_end_is_restarted_only_by_always(policy: RestartPolicy, ends: li
     state = RestartState(policy)
     for number, clean in enumerate(ends):
         decision = state.died(number * 100.0, clean)
-        if policy.max == 0 and not (clean and policy.policy == "on-failure"):
-            assert isinstance(decision, GiveUp) and decision.failed
-        elif clean and policy.policy == "on-failure":
+        if clean and policy.policy == "on-failure":
             assert decision == GiveUp("ended cleanly", failed=False)
+        elif clean:
+            assert decision == Restart(policy.backoff, 0)
+        elif policy.max == 0:
+            assert isinstance(decision, GiveUp) and decision.failed
         else:
             assert decision == Restart(policy.backoff, 1)
+
+
+def test_clean_ends_use_up_no_restarts_but_wait_longer_each_time() -> None:
+    state = RestartState(RestartPolicy("always", max=1, backoff_max=0.5))
+    ends = [state.died(float(second), clean=True) for second in range(5)]
+    assert ends == [Restart(after, 0) for after in (0.1, 0.2, 0.4, 0.5, 0.5)]
+    assert state.died(5.0, clean=False) == Restart(0.5, 1)
+    assert state.died(6.0, clean=True) == Restart(0.5, 1)
+    assert isinstance(state.died(7.0, clean=False), GiveUp)
 
 
 def test_never() -> None:
@@ -92,6 +103,13 @@ def test_a_replica_that_is_killed_every_two_seconds_is_given_up_at_the_sixth_dea
     assert [getattr(d, "after", None) for _, d in story] == [0.1, 0.2, 0.4, 0.8, 1.6, None]
     assert [getattr(d, "number", None) for _, d in story] == [1, 2, 3, 4, 5, None]
     assert story[-1][1] == GiveUp("died 6 times in 60 s, 5 restarts are allowed")
+
+
+def test_a_back_off_longer_than_the_window_is_no_health() -> None:
+    story = play(RestartPolicy(window=1.0), [0.01] * 12)
+    delays = [decision.after for _, decision in story if isinstance(decision, Restart)]
+    assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10, 10, 10])
+    assert RestartState(RestartPolicy(window=1.0)).died(0.0, clean=False) == Restart(0.1, 1)
 
 
 def test_unlimited_goes_on_for_ever() -> None:

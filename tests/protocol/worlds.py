@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flowkit.protocol import control, project
+from flowkit.protocol import engine as core
 from tests.protocol.processes import Process
 from tests.protocol.sim import World
 
@@ -78,6 +79,44 @@ class RetiringWorld(World):
         self.buried.add((replica.node, replica.number, process.incarnation))
         self.project._announce(replica, process.incarnation, done=True)
         self.supervise()
+
+
+class TimerProcess(Process):
+    """Replicas of the pool have a timer that sends; a tick that finds no room is skipped."""
+
+    EVERY = 0.02
+
+    def __init__(self, world: World, replica: project.Replica) -> None:
+        super().__init__(world, replica)
+        if self.node.name == "w":
+            world.after(self.EVERY, self.timer)
+
+    def timer(self) -> None:
+        if self.alive and self.engine.phase is core.Phase.OPEN:
+            self.receive(self.fire)
+            self.world.after(self.EVERY, self.timer)
+
+    def fire(self) -> None:
+        self.world.stats["ticks"] += 1
+        if self.engine.phase is core.Phase.OPEN and self.engine.room:
+            self.send_tick()
+        else:
+            self.world.stats["skipped"] += 1
+
+    def send_tick(self) -> None:
+        root = self.engine.begin()
+        self.release(root, [("out", "tick")])
+        root.finish()
+
+
+class TimerWorld(World):
+    """A world of such processes; how many ticks there are is not known before."""
+
+    process_class = TimerProcess
+
+    def observe(self, process: Process, channel: str, message: str) -> None:
+        if message != "tick":
+            super().observe(process, channel, message)
 
 
 class SlowProcess(Process):

@@ -1,0 +1,34 @@
+"""The row `fanout`: one to four, each of whom gets every message."""
+
+from __future__ import annotations
+
+from flowkit.bench.results import Contestant, Figure, Row
+
+
+def row(quick: bool) -> Row:
+    return Row(
+        "fanout",
+        "7-byte messages from one producer to four consumers, each of whom gets all of them",
+        "Counted are deliveries, from the first message of any consumer to the last of all. PUB "
+        "is told to wait for slow subscribers (XPUB_NODROP) instead of dropping what they miss.",
+        [Figure("rate", "deliveries/s", "rate")],
+        [
+            Contestant("four mp.Queues", "flowkit.bench.fans:queues", first=4_000),
+            Contestant("four mp.Pipes, send_bytes", "flowkit.bench.fans:pipes", first=15_000),
+            Contestant("pyzmq, four PUSH", "flowkit.bench.fans:pushes", first=20_000),
+            Contestant("pyzmq PUB/SUB", "flowkit.bench.fans:subscribers", first=20_000),
+            Contestant(
+                "flowkit, to: four inputs",
+                "flowkit.bench.fans:flowkit",
+                {"route": "balance"},
+                first=80_000,
+            ),
+            Contestant(
+                "flowkit, route: broadcast",
+                "flowkit.bench.fans:flowkit",
+                {"route": "broadcast"},
+                first=80_000,
+            ),
+        ],
+        note="flowkit has no pattern: pubsub yet; its two ways here are acknowledged.",
+    )

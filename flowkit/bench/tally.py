@@ -1,0 +1,36 @@
+"""What a consumer has seen: how many messages, and when the first and the last of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Times are seconds of the monotonic clock, which all processes of a machine share."""
+
+    count: int
+    first: float
+    last: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def figures(tallies: Sequence[Tally], expected: int, size: int = 0) -> dict[str, float]:
+    """The figures of a round: from the first message of any consumer to the last of all.
+
+    Raises ValueError unless all `expected` messages have arrived. `size` is that of a message.
+    """
+    count = sum(tally.count for tally in tallies)
+    if count != expected:
+        raise ValueError(f"{count:,} messages have arrived, and {expected:,} were sent")
+    seconds = max(tally.last for tally in tallies) - min(tally.first for tally in tallies)
+    # The clock starts when the first message is there, so that one is not part of what took time.
+    rate = (count - 1) / seconds if seconds > 0 else float("inf")
+    found = {"rate": rate, "seconds": seconds, "count": float(count)}
+    if size:
+        found["bandwidth"] = rate * size
+    return found
