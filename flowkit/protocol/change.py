@@ -4,8 +4,8 @@ Nothing is lost and nothing doubled, because the links change only where nothing
 
 1. PREPARING: new replicas are started; their peers do not know them yet.
 2. RESTING: from the sources on, node after node rests. A node is asked when all its producers
-   rest, and renews its sessions then: what an old one might still bring is never heard. So a node
-   that rests, rests for good. Only what leads to the change has to rest, not what follows it.
+   rest: all they sent is acknowledged, so nothing is on its way to it. So a node that rests, rests
+   for good. Only what leads to the change has to rest, not what follows it.
 3. RETIRING: replicas that are to go run their orderly end, in the order of the graph: their inputs
    are closed for them alone, `finish()` runs, everything is acknowledged, DONE.
 4. SETTLING: what they said last is settled (only where what follows is to be started anew).

@@ -108,9 +108,8 @@ class Poison(msgspec.Struct, tag=True):
 class Rest(msgspec.Struct, tag=True):
     """Supervisor: begin nothing new; answer with `Resting` when nothing is held or unsettled.
 
-    Sent only when all producers rest already, so the sessions of inputs are renewed: what an old
-    one may still bring is a copy. A replica that is `leaving` keeps them, and stops reading for
-    good.
+    Sent when all producers rest already; or to one that is `leaving`, when they hold back what they
+    have for it: it stops reading for good.
     """
 
     round: int

@@ -386,15 +386,10 @@ class Engine:
     def pause(self) -> None:
         """Begin nothing new: the shell stops timers and reading. Input is handled as before."""
         self.paused = True
-        for sender in self.senders.values():
-            sender.resting = True
 
-    def rest(self, round: int, renew: bool) -> None:
-        """Ask for `ReportRest` when nothing is held or unsettled. `renew` if all producers rest."""
+    def rest(self, round: int) -> None:
+        """Ask for `ReportRest` when nothing is held or unsettled."""
         self.pause()
-        if renew:
-            for receiver in self._all_receivers():
-                receiver.renew()
         self._asked_rest = round
         self._progress()
 
@@ -402,8 +397,6 @@ class Engine:
         """The rest is over."""
         self.paused = False
         self._asked_rest = None
-        for sender in self.senders.values():
-            sender.resting = False
         self._progress()
 
     def hold(self, node: str, replica: int, on: bool) -> None:
@@ -450,6 +443,7 @@ class Engine:
                 inbox.discard(receivers[producer])
                 receivers[producer] = self._receiver(terms, producer)
         for receiver in receivers[terms.producers :]:
+            receiver.close()
             receiver.retired = True
 
     def _receiver(self, terms: Terms, producer: int) -> Receiver:

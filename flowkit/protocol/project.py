@@ -574,8 +574,10 @@ class Project:
             self.tell(replica, poison)
         for link in self.links:
             if link.target == replica.node:
-                for producer in self.replicas_of(link.source):
-                    if producer.phase in (Phase.DONE, Phase.ENDED):
+                for producer in self.replicas.values():
+                    if producer.node != link.source or producer.number >= link.producers:
+                        continue
+                    if producer.done:  # also one that is removed, and counts still
                         gone = control.Gone(
                             producer.node, producer.number, producer.incarnation, True
                         )

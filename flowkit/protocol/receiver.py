@@ -190,12 +190,6 @@ class Receiver:
         self._begin(0)
         self.state = State.CLOSED if done else State.ABSENT
 
-    def renew(self) -> None:
-        """The producer rests: open a session anew, so that nothing an old one may still bring is
-        ever heard. It can only be a copy."""
-        if self.state in (State.LIVE, State.OPENING):
-            self._open()
-
     def close(self) -> None:
         """The producer will send this replica nothing more, whatever it does for others."""
         self.gone(self._incarnation, done=True)

@@ -166,8 +166,6 @@ class Sender:
         self._saved: set[int] = set()  # sequences in the journal
         self._order: deque[int] = deque()  # the same, and some that were taken out since
         self._on_hold: set[int] = set()
-        self.resting = False
-        """Whether the project rests: sessions are renewed, and nobody need be told."""
         self.derived = False
         """Whether batches that were made of input have been acknowledged."""
         self.messages = 0
@@ -571,7 +569,7 @@ class Sender:
             self._queues[group].extendleft(reversed(session.unacked))
         session.unacked = deque()
         self._adapt()
-        if not dead and not self.resting:
+        if not dead:
             self._post(Complain(f"{self.terms.name}: session with replica {session.replica} ended"))
 
     def _break(self, session: Session, reason: str) -> None:

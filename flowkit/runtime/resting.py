@@ -73,7 +73,7 @@ class Resting:
         if running:
             await asyncio.wait(running)
         if self._round == round:
-            runner.engine.rest(round, renew=not self.leaving)
+            runner.engine.rest(round)
             runner.wake()
 
     def report(self, action: events.ReportRest | events.ReportHeld) -> None:

@@ -191,8 +191,8 @@ class Process:
                 self.engine.peer_gone(node, replica, incarnation, done)
             case control.Released():
                 self.engine.released()
-            case control.Rest(round, leaving):
-                self.engine.rest(round, renew=not leaving)
+            case control.Rest(round, _):
+                self.engine.rest(round)
             case control.Resume():
                 self.engine.resume()
             case control.Hold(node, replica, on):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flowkit.protocol import change, departure, engine, lineage, project, receiver
+from flowkit.protocol import change, departure, engine, lineage
 from flowkit.protocol.events import Terms
 from tests.protocol import graphs
 from tests.protocol.changing import ChangingWorld, FarewellWorld
@@ -46,35 +46,6 @@ def test_without_rest_the_order_of_keys_is_lost() -> None:
     )
 
 
-def test_nodes_must_rest_in_the_order_of_the_graph() -> None:
-    """All asked at once: who rests already is sent more, and acts on it afterwards."""
-
-    def ask_everybody(self: change.Change) -> None:
-        for replica in self._restless():
-            asked = self._asked.get(replica, (0, 0))[0] == replica.incarnation
-            if not asked and replica.phase is project.Phase.READY:
-                self._ask(replica)
-
-    caught(
-        graphs.POOL_KEYED_SINK,
-        Faults(slow=0.1),
-        Scaling,
-        change.Change,
-        _ask_for_rest=ask_everybody,
-    )
-
-
-def test_old_sessions_must_be_renewed() -> None:
-    """What they still bring is a copy that is cut by the old map or the new one."""
-    caught(
-        graphs.POOL_KEYED_SINK,
-        Faults(breaks=12, pauses=4, slow=0.3),
-        Scaling,
-        receiver.Receiver,
-        renew=lambda self: None,
-    )
-
-
 def test_a_replica_that_comes_again_has_another_life() -> None:
     real = lineage.Roots.__init__
 
@@ -86,7 +57,7 @@ def test_a_replica_that_comes_again_has_another_life() -> None:
         tuple(graphs.replace(node, finish=None) for node in graphs.FINISH.nodes),
         graphs.FINISH.links,
     )
-    caught(silent, Faults(slow=0), FarewellWorld, lineage.Roots, __init__=immortal)
+    caught(silent, Faults(slow=0), UpAndDown, lineage.Roots, __init__=immortal)
 
 
 def test_what_was_paused_must_be_resumed() -> None:
@@ -97,6 +68,17 @@ def test_what_was_paused_must_be_resumed() -> None:
         engine.Engine,
         resume=lambda self: None,
     )
+
+
+class UpAndDown(FarewellWorld):
+    """Only the workers are scaled, and back again."""
+
+    changes = 6
+
+    def change(self, kind: str) -> None:
+        count = len(self.project.replicas_of("w"))
+        if not any(replica.done for replica in self.project.replicas_of("w")):
+            self.scale("w", 3 if count == 1 else 1)
 
 
 class Restarting(ChangingWorld):
@@ -116,33 +98,6 @@ def test_producers_must_hold_back() -> None:
                 raise Failure("doubled", "a planned restart delivers again")
 
     caught(graphs.POOL_SINK, Faults(slow=0.1), Counted, departure.Departure, _hold=at_once)
-
-
-def test_a_death_asks_what_follows_to_rest_again() -> None:
-    """Else it is sent more after it said that it rests."""
-    caught(
-        graphs.POOL_POOL_SINK,
-        Faults(kills=6, slow=0.1),
-        Scaling,
-        project.Project,
-        exited=_without_forgetting(),
-    )
-
-
-def _without_forgetting() -> Any:
-    real = project.Project.exited
-
-    def exited(self: Any, replica: Any, *arguments: Any) -> None:
-        operation = self.operation
-        if isinstance(operation, change.Change):
-            rest = dict(operation._rest)
-            real(self, replica, *arguments)
-            operation._rest.update(dict.fromkeys(rest, replica.incarnation))
-            operation._rest[replica] = replica.incarnation + 1
-        else:
-            real(self, replica, *arguments)
-
-    return exited
 
 
 def test_the_version_of_the_map_is_told() -> None:

@@ -80,6 +80,10 @@ def test_the_changes_do_something(graph: Graph) -> None:
         assert stats[what], what
 
 
+def test_a_consumer_that_comes_again_is_told_who_was_removed_meanwhile() -> None:
+    run(graphs.DIAMOND, 52, FAULTS["sources"], Scaling)
+
+
 @every_fault
 def test_what_finish_sends_comes_once_from_every_life(name: str) -> None:
     silent = replace(
