@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 BUSY = 0.6
 """Share of the time in handlers above which a node is taken to be the limit. One that shares its
 core with others seldom gets far above it."""
@@ -24,8 +26,7 @@ class Share:
     stateful: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """`bottleneck` is a node, or None if nothing limits but the input; `advice` is for people."""
 
     bottleneck: str | None

@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from flowkit import __version__
+from flowkit import status as statuses
 from flowkit.clock import Clock, monotonic, wall
 from flowkit.control.capture import Captures
 from flowkit.control.places import leave_contact
@@ -32,6 +34,7 @@ from flowkit.control.watcher import Logging, Several
 from flowkit.control.watcher import Silent as Silent
 from flowkit.control.watcher import Watcher as Watcher
 from flowkit.errors import FlowkitError, WireError
+from flowkit.figures import Figures, Scene
 from flowkit.launchers.base import Launcher
 from flowkit.launchers.inprocess import InProcessLauncher
 from flowkit.launchers.process import ProcessLauncher
@@ -44,6 +47,7 @@ from flowkit.rundir import RunDirectory, make_private
 from flowkit.runtime import descriptors, leftovers, shared, spec
 from flowkit.runtime.books import ReplicaBooks
 from flowkit.runtime.planning import load_plan
+from flowkit.sampling import EVERY
 from flowkit.store import Store
 from flowkit.topology.plan import Plan
 from flowkit.transport.base import Binding, Transport
@@ -139,6 +143,8 @@ class Supervisor:
         self._rundir = RunDirectory(self.plan.project, self.plan.path)
         self._journals = self._rundir.state / "journals"
         self._replays = Replays(self._run, self._pass_on)
+        self._figures = Figures()
+        self._sampling: asyncio.TimerHandle | None = None
         self._peers: dict[bytes, tuple[Replica, int]] = {}
         self._peer_of: dict[tuple[str, int], tuple[bytes, int]] = {}
         self._captures = Captures(lambda name, line: self._watcher.output(name, line))
@@ -201,6 +207,7 @@ class Supervisor:
         self._project.start(self._clock())
         self._act()
         self._later(SLOW_START, self._still_starting)
+        self._sample()
         if not self._in_process:
             self._look()
 
@@ -236,7 +243,7 @@ class Supervisor:
         self._closed = True
         for handle in self._handles:
             handle.cancel()
-        for timer in (self._wake, self._looking):
+        for timer in (self._wake, self._looking, self._sampling):
             if timer is not None:
                 timer.cancel()
         if self._relaunch is not None:
@@ -322,6 +329,20 @@ class Supervisor:
             self._seconds or now - self._began,
             self._last_words,
         )
+
+    def status(self) -> statuses.Status:
+        """Everything about the project as it is now; rates and shares are of the last seconds."""
+        now, over = self._clock(), self._over.done()
+        return self._figures.status(
+            self._scene(), self.report(), now, run=self._run, version=__version__, over=over
+        )
+
+    def _scene(self) -> Scene:
+        return Scene(self.plan, self._project, self._books, self._pids, self._in_process)
+
+    def _sample(self) -> None:
+        self._sampling = self._loop.call_later(EVERY, self._sample)
+        self._figures.sample(self._scene(), self._clock())
 
     # -- set-up --------------------------------------------------------------------------------
 

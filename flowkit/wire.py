@@ -1,9 +1,11 @@
 """Frames as bytes: what one link peer says to the other, encoded, decoded and checked.
 
-A frame is two parts. The header has a fixed layout, big-endian, 56 bytes::
+A frame is two parts. The header has a fixed layout, big-endian, 64 bytes::
 
-    magic   version  type  session  sequence  id   span  cut  count  attempts  flags  payload  body
-    b"fk"   1        u8    u64      u64       16s  u16   u16  u32    u16       u16    u32      u32
+    magic   version  type  session  sequence  id   born  span  cut  count  attempts  flags
+    b"fk"   1        u8    u64      u64       16s  u64   u16   u16  u32    u16       u16
+    payload  body
+    u32      u32
 
 `payload` and `body` are lengths in bytes. The body of DATA is the payload, an array of messages
 in the codec of the link, followed by the extras (keys and headers), which may be absent. The body
@@ -27,7 +29,7 @@ from flowkit.errors import LocalProtocolError, WireError
 
 MAGIC = b"fk"
 VERSION = 1
-HEADER = struct.Struct("!2sBBQQ16sHHIHHII")
+HEADER = struct.Struct("!2sBBQQ16sQHHIHHII")
 
 MAX_BODY = 1 << 30
 """The largest body of DATA that is accepted unless the caller says otherwise."""
@@ -75,7 +77,11 @@ class Reject(msgspec.Struct):
 
 
 class Data(msgspec.Struct, gc=False):
-    """Producer to consumer: a batch of `count` messages under the lineage id `id` (16 bytes)."""
+    """Producer to consumer: a batch of `count` messages under the lineage id `id` (16 bytes).
+
+    `born` is when its root began, in nanoseconds of the clock that the processes of a host share;
+    0 if that is not known.
+    """
 
     session: Natural
     sequence: Natural
@@ -86,6 +92,7 @@ class Data(msgspec.Struct, gc=False):
     attempts: Natural
     payload: bytes
     extras: bytes = b""
+    born: Natural = 0
 
 
 class Credit(msgspec.Struct):
@@ -180,7 +187,7 @@ _SHAPES = {code: _Shape(code, frame) for code, frame in _TYPES.items() if frame 
 _SHAPE_OF = {shape.frame: shape for shape in _SHAPES.values()}
 
 _NO_ID = bytes(16)
-_UNUSED = (_NO_ID, 0, 0, 0, 0, 0)
+_UNUSED = (_NO_ID, 0, 0, 0, 0, 0, 0)
 
 _pack = HEADER.pack
 _unpack = HEADER.unpack
@@ -209,6 +216,7 @@ def encode(frame: Frame) -> list[bytes]:
             frame.session,
             frame.sequence,
             frame.id,
+            frame.born,
             frame.span,
             frame.cut,
             frame.count,
@@ -247,7 +255,7 @@ def decode(parts: Sequence[bytes | memoryview], *, max_body: int = MAX_BODY) -> 
     Raises WireError and nothing else; drop the parts, count `code`, and answer with RESET::
 
         parts    not two parts               type    an unknown frame type
-        header   not 56 bytes                length  lengths that are not those of the body
+        header   not 64 bytes                length  lengths that are not those of the body
         magic    not a flowkit frame         size    a body above `max_body`, or the control limit
         version  of another layout           count   more messages than the payload has room for
         flags    bits that must be zero      body    a control frame whose fields do not decode
@@ -266,6 +274,7 @@ def decode(parts: Sequence[bytes | memoryview], *, max_body: int = MAX_BODY) -> 
         session,
         sequence,
         id,
+        born,
         span,
         cut,
         count,
@@ -283,7 +292,7 @@ def decode(parts: Sequence[bytes | memoryview], *, max_body: int = MAX_BODY) -> 
     if length != len(body):
         raise WireError("length", f"the header says {length} bytes, the body has {len(body)}")
     if code != _DATA:
-        unused = (id, span, cut, count, attempts, payload_length)
+        unused = (id, born, span, cut, count, attempts, payload_length)
         return _decode_control(code, session, sequence, unused, body)
     if length > max_body:
         raise WireError("size", f"a body of {length} bytes: the limit is {max_body}")
@@ -296,14 +305,14 @@ def decode(parts: Sequence[bytes | memoryview], *, max_body: int = MAX_BODY) -> 
         payload, extras = bytes(body), b""  # bytes() of bytes is the same object
     else:
         payload, extras = bytes(body[:payload_length]), bytes(body[payload_length:])
-    return Data(session, sequence, id, span, cut, count, attempts, payload, extras)
+    return Data(session, sequence, id, span, cut, count, attempts, payload, extras, born)
 
 
 def _decode_control(
     code: int,
     session: int,
     sequence: int,
-    unused: tuple[bytes, int, int, int, int, int],
+    unused: tuple[bytes, int, int, int, int, int, int],
     body: bytes | memoryview,
 ) -> Frame:
     shape = _SHAPES.get(code)

@@ -25,16 +25,16 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A room may import rooms of a lower number, and of its own as long as there is no cycle.
 RANKS = {
     0: ["errors", "clock"],
-    1: ["importing", "units"],
+    1: ["importing", "units", "histogram"],
     2: ["message"],
     3: ["wire", "codecs"],
     4: ["protocol"],
     5: ["topology"],
-    6: ["metrics", "channels", "node", "__init__"],
+    6: ["metrics", "sampling", "status", "channels", "node", "__init__"],
     7: ["transport", "store", "journal", "rundir", "connectors"],
     8: ["runtime"],
     9: ["control", "launchers"],
-    10: ["report", "supervisor", "mp"],
+    10: ["report", "processes", "figures", "supervisor", "mp"],
     11: ["dashboard"],
     12: ["cli", "testing", "__main__"],
 }

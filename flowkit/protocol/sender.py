@@ -45,6 +45,7 @@ class OutBatch:
         "id",
         "span",
         "cut",
+        "born",
         "count",
         "payload",
         "extras",
@@ -69,6 +70,7 @@ class OutBatch:
         self.id = id
         self.span = work.span
         self.cut = work.cut
+        self.born = work.born
         self.count = count
         self.payload = payload
         self.extras = extras
@@ -200,6 +202,16 @@ class Sender:
         return self.messages == 0
 
     @property
+    def queued(self) -> int:
+        """Messages that wait for credit."""
+        return self.messages - sum(session.load for session in self._sessions.values())
+
+    @property
+    def credit(self) -> int:
+        """Batches that the consumers would take at once."""
+        return sum(max(0, one.limit - one.sequence) for one in self._sessions.values())
+
+    @property
     def sessions(self) -> Sequence[Session]:
         return list(self._sessions.values())
 
@@ -210,7 +222,7 @@ class Sender:
         for batch in batches:
             if self.terms.durable and not self._is_new(batch):
                 continue
-            self.books.sent(batch.count, batch.own)
+            self.books.sent(batch.count, batch.own, batch.size)
             if self.terms.lossy:
                 batch.work = None
                 if self._drop_for(batch):
@@ -423,6 +435,7 @@ class Sender:
             min(batch.attempts, 0xFFFF),
             batch.payload,
             batch.extras,
+            batch.born,
         )
         batch.attempts += 1
         if self.terms.lossy:

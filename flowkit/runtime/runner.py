@@ -34,6 +34,7 @@ from flowkit.runtime.handling import FAILED, Ports, StopProject, Undertaker
 from flowkit.runtime.inlet import Inlet, PlainInlet, Shop
 from flowkit.runtime.jobs import JobInlet
 from flowkit.runtime.journaling import JournalDriver
+from flowkit.runtime.meter import Meter
 from flowkit.runtime.positions import Positions, call
 from flowkit.runtime.shared import SharedRows
 from flowkit.runtime.sourcing import Outflow, RunDriver, SourceDriver
@@ -80,8 +81,8 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         self._left: asyncio.Future[None] = self._loop.create_future()
         self._store = Store(spec.store)
-        self._rows = SharedRows(spec.books, 1 + len(spec.outputs)) if spec.books else None
-        self._gauges: Any = self._rows.gauges if self._rows else [0] * ROW
+        self._rows = SharedRows(spec.books, len(spec.outputs)) if spec.books else None
+        self._gauges: Any = self._rows.gauges if self._rows else [0] * shared.GAUGES
         books = self._rows.books if self._rows else [Books([0] * ROW) for _ in spec.outputs]
         self.engine = Engine(
             spec.identity(),
@@ -112,6 +113,9 @@ class Runner:
         self._inlets = [
             self._inlet(channel, number) for number, channel in enumerate(self.engine.inboxes, 1)
         ]
+        self._meter = Meter(
+            self._gauges, self.engine, self._shop, self._inlets, ends=not spec.outputs
+        )
         self._outflow = Outflow(self.engine, self._ports, self._release, self.wake, clock)
         for port in self._ports.ports.values():
             port.attach(self._outflow.room)
@@ -132,9 +136,7 @@ class Runner:
         self._handles: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._positions = Positions(spec, node, self._store, self._spawn)
-        self._blocked_since: float | None = None
-        self._reading_since: float | None = None
-        self._undurable: list[Work] | None = (
+        self._undurable: list[tuple[Work, int]] | None = (
             [] if isinstance(node, Sink) and type(node).commit is not Sink.commit else None
         )
         self._syncing = False
@@ -219,7 +221,7 @@ class Runner:
             for journal in self._journals.values():
                 journal.close()
             if self._rows is not None:
-                self._gauges = [0] * ROW
+                self._gauges = [0] * shared.GAUGES
                 self._rows.close()
 
     # -- set-up --------------------------------------------------------------------------------
@@ -320,10 +322,10 @@ class Runner:
             self._handles[name] = self._loop.call_later(seconds, self._timer, name, seconds)
 
     async def _drive(self, driver: SourceDriver | RunDriver) -> None:
-        self._reading_since = self._clock()
+        self._meter.reading_since = self._clock()
         await driver.run()
-        self._note()
-        self._reading_since = None
+        self._meter.note(self._clock())
+        self._meter.reading_since = None
         await self._outflow.close()
         self.engine.end_stream()
         self.wake()
@@ -375,25 +377,29 @@ class Runner:
         self._outflow.flush()
         self.engine.flush()
         self._act()
-        self._note()
+        self._meter.note(self._clock())
 
-    def _sync(self, works: list[Work]) -> None:
+    def _sync(self, works: list[tuple[Work, int]]) -> None:
         """Let a sink make durable what its handlers did, then acknowledge it."""
         assert isinstance(self.node, Sink)
+        self._meter.commits(self._clock())
         result = self.node.commit()
         if inspect.isawaitable(result):
             self._syncing = True
             self._spawn(self._synced(result, works))
         else:
-            for work in works:
-                work.finish()
+            self._durable(works)
 
-    async def _synced(self, committing: Any, works: list[Work]) -> None:
+    async def _synced(self, committing: Any, works: list[tuple[Work, int]]) -> None:
         await committing
         self._syncing = False
-        for work in works:
-            work.finish()
+        self._durable(works)
         self.wake()
+
+    def _durable(self, works: list[tuple[Work, int]]) -> None:
+        self._meter.commits(self._clock(), ends=True)
+        for work, count in works:
+            self._settle(work, count)
 
     def _handle(self) -> None:
         until = self._clock() + TURN
@@ -417,8 +423,9 @@ class Runner:
         if due is not None:
             self._due = self._loop.call_later(max(0.0, due - self._clock()), self.wake)
 
-    def _release(self, work: Work, boxes: Mapping[str, Outbox]) -> None:
-        """Offer what was sent to the links, keep what cannot be encoded, finish the work."""
+    def _release(self, work: Work, boxes: Mapping[str, Outbox], count: int = 0) -> None:
+        """Offer what was sent to the links, keep what cannot be encoded, finish the work, which
+        was to handle `count` messages."""
         for name, box in boxes.items():
             if box.messages:
                 messages, keys, headers = box.take()
@@ -426,33 +433,19 @@ class Runner:
                 if faults:
                     self._lament(faults)
         if self._undurable is None:
-            work.finish()
+            self._settle(work, count)
         else:
-            self._undurable.append(work)
+            self._undurable.append((work, count))
+
+    def _settle(self, work: Work, count: int) -> None:
+        self._meter.settled(work, count)
+        work.finish()
 
     def _lament(self, faults: list[Unsendable]) -> None:
         names = {link.index: link.name for link in self.spec.outputs}
         for link in dict.fromkeys(fault.link for fault in faults):
             mine = [fault for fault in faults if fault.link == link]
             self._undertaker.unsendable(names[link], mine)
-
-    def _note(self) -> None:
-        """Bring the gauges up to date."""
-        gauges = self._gauges
-        now = self._clock()
-        if self._reading_since is not None:
-            # A source is busy while its stream lasts and it is not held up.
-            waited = now - self._blocked_since if self._blocked_since is not None else 0.0
-            waited += gauges[shared.WAITING_NS] / 1e9
-            self._shop.busy = max(0.0, now - self._reading_since - waited)
-        gauges[shared.BUSY_NS] = int(self._shop.busy * 1e9)
-        gauges[shared.HANDLED] = self._shop.handled
-        if self.engine.room:
-            if self._blocked_since is not None:
-                gauges[shared.WAITING_NS] += int((self._clock() - self._blocked_since) * 1e9)
-                self._blocked_since = None
-        elif self._blocked_since is None:
-            self._blocked_since = self._clock()
 
     # -- carrying out --------------------------------------------------------------------------
 
@@ -524,7 +517,7 @@ class Runner:
         finally:
             self._ports.close()
         self._guard_state("finish()", boxes)
-        root = self.engine.begin_finish()
+        root = self.engine.begin_finish(self._born())
         self._release(root, boxes)
         self.engine.finished()
         self.wake()
@@ -566,7 +559,7 @@ class Runner:
     def _watch_over(self) -> None:
         """Note that the loop turns; say so if there is input and nothing gets finished."""
         seconds = self.spec.node.watchdog
-        self._gauges[shared.TURNED_NS] = int(self._clock() * 1e9)
+        self._meter.turned(self._clock())
         self._handles["watch"] = self._loop.call_later(
             min(0.25, seconds / (2 * LOOKS)), self._watch_over
         )
@@ -635,8 +628,11 @@ class Runner:
     def _timer_sent(self, name: str, boxes: dict[str, Outbox]) -> None:
         if any(box.messages for box in boxes.values()):
             self._guard_state(f"the timer {name}()", boxes)
-            self._release(self.engine.begin(), boxes)
+            self._release(self.engine.begin(born=self._born()), boxes)
             self.wake()
+
+    def _born(self) -> int:
+        return int(self._clock() * 1e9)
 
     def _guard_state(self, where: str, boxes: dict[str, Outbox]) -> None:
         if self._info.source or self._info.stateful:

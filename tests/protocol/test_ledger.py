@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis.strategies import booleans, integers, lists, sampled_from, tuples
 
 from flowkit import wire
-from flowkit.protocol.ledger import REASONS, ROW, Books, Entry, total
+from flowkit.protocol.ledger import QUEUED, REASONS, ROW, Books, Entry, total
 from tests.protocol.link import HELLO, TERMS, Pair, Producer, changed, producer_engine
 
 
@@ -20,9 +20,9 @@ def books(row: MutableSequence[int] | None = None) -> Books:
 
 
 def test_a_row_has_its_size() -> None:
-    with pytest.raises(ValueError, match="16"):
+    with pytest.raises(ValueError, match=str(ROW)):
         Books([0] * (ROW - 1))
-    assert len(REASONS) <= ROW - 8, "a reason for each place that is left"
+    assert len(REASONS) <= QUEUED - 8, "a reason for each place that is left"
 
 
 def test_a_row_may_be_shared_memory() -> None:
