@@ -357,6 +357,7 @@ class Supervisor:
             started=wall(),
             state="starting",
             replicas=len(self._project.replicas),
+            nodes=[node.name for node in self.plan.nodes],
         )
         links = [link.name for link in self.plan.links]
         self._recorder = Recorder(self._rundir.state, record, links)

@@ -48,6 +48,10 @@ class Screen:
         """Whether a progress bar can be shown."""
         self.on_broken: Callable[[], None] = lambda: None
         """Called once when nobody reads what is printed any more."""
+        self.on_ready: Callable[[float], None] = lambda seconds: None
+        """Called when all replicas are ready, with the seconds that took."""
+        self.quiet = False
+        """Print the report alone: nobody watches, and everything else is kept in log files."""
         self._broken = False
         self._width = len(SUPERVISOR)
         self._colours: dict[str, str] = {SUPERVISOR: "bold"}
@@ -88,6 +92,7 @@ class Screen:
             for node in self._plan.nodes
         ]
         self._line(SUPERVISOR, f"{' '.join(names)} ready in {human_seconds(seconds)}")
+        self.on_ready(seconds)
 
     def died(self, event: Died, budget: int | None) -> None:
         self._line(SUPERVISOR, death(event, budget))
@@ -176,6 +181,8 @@ class Screen:
             )
 
     def _line(self, name: str, text: str) -> None:
+        if self.quiet:
+            return
         colour = self._colours.get(name, "")
         prefix = Text(f"{name:<{self._width}} | ", style=colour)
         self._print(prefix + Text.from_ansi(text) if self._console.color_system else

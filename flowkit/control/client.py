@@ -30,6 +30,7 @@ from flowkit.protocol.caller import Caller, Refusal, Word
 from flowkit.protocol.control import Replayed
 from flowkit.protocol.requests import MARK, Answered, Failed, Items, Opened, Told
 from flowkit.protocol.session import NAME
+from flowkit.status import Status
 
 PATIENCE = 15.0
 """Seconds without a sign of life after which a project is taken to be stuck. One that is alive
@@ -65,6 +66,8 @@ class Client:
             project = choose(None if project is None else os.fspath(project))
         self.place = project
         self._patience = patience
+        self.before_waiting: Callable[[], None] = lambda: None
+        """Called before this client waits, and every half second while it does. It may raise."""
         contact = read_contact(self.place.directory.path)
         if contact is None or self.place.pid is None:
             raise self._gone()
@@ -83,9 +86,24 @@ class Client:
         """Which run this is."""
         return self._ask("info", arguments.Nothing(), RunRecord)
 
-    def ready(self, timeout: float | None = None) -> RunRecord:
+    def wait_until_ready(self, timeout: float | None = None) -> RunRecord:
         """Wait until all replicas are ready. None: however long it takes."""
         return self._ask("ready", arguments.Nothing(), RunRecord, timeout=timeout)
+
+    def status(self) -> Status:
+        """How every replica and every link is; what `flowkit ps` shows."""
+        return self._ask("status", arguments.Nothing(), Status)
+
+    def watch(self, every: float = 1.0) -> Iterator[Status]:
+        """The same every `every` seconds, until the project ends."""
+        for item in self.stream("watch", arguments.Watch(every), Status):
+            if isinstance(item, Status):
+                yield item
+
+    def tap(self, node: str, channel: str, depth: int = 100) -> Iterator[Any]:
+        """Messages that pass a channel, decoded, until the project ends; `Skipped` where some were
+        left out."""
+        return self.stream("tap", arguments.Tap(node, channel, depth), Any)
 
     def logs(self, *names: str, depth: int = 1000) -> Iterator[LogLine | Skipped]:
         """Lines that are printed from now on, of these nodes or replicas if any are named, until
@@ -248,6 +266,8 @@ class Client:
             if until is not None and now >= until:
                 raise OperatorError(f"{self.place.project} has not done it in time")
             left = LOOK if until is None else min(LOOK, until - now)
+            if not self._socket.poll(0):
+                self.before_waiting()
             if self._socket.poll(max(1, int(left * 1000))):
                 self._receive()
                 silence = 0.0

@@ -64,7 +64,7 @@ class Recorder:
 
     def output(self, replica: str, line: bytes) -> None:
         text = line.decode("utf-8", "backslashreplace")
-        level = self._levels.setdefault(replica, _Level()).of(text)
+        level, text = self._levels.setdefault(replica, _Level()).of(text)
         self.line(LogLine(self._clock(), replica, level, text))
 
     def ready(self, seconds: float) -> None:
@@ -203,10 +203,11 @@ class _Level:
         self._goes_on = False
         self._traceback = False
 
-    def of(self, text: str) -> str:
+    def of(self, text: str) -> tuple[str, str]:
+        """The level of a line, and what it says."""
         if found := _LOGGED.match(text):
             self._last, self._goes_on, self._traceback = found[1], True, False
-            return self._last
+            return self._last, text[found.end() :]
         if text == _TRACEBACK:
             if not self._goes_on:
                 self._last = "ERROR"
@@ -218,7 +219,7 @@ class _Level:
             self._traceback = False
         elif not text.startswith(("During handling of the", "The above exception was")):
             self._goes_on = False
-        return self._last if self._goes_on else ""
+        return (self._last if self._goes_on else ""), text
 
 
 def as_dict(event: Event) -> dict[str, Any]:

@@ -74,6 +74,7 @@ class RunRecord(Struct, frozen=True):
     reason: str = ""
     exit: int | None = None
     replicas: int = 0
+    nodes: list[str] = []
 
 
 class Mark(Struct, frozen=True):
