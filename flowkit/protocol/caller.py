@@ -39,6 +39,9 @@ from flowkit.protocol.session import REQUESTS, WINDOW
 PING_EVERY = 5.0
 """Seconds of silence after which the client speaks, so that its session does not expire."""
 
+GREET_EVERY = 2.0
+"""Seconds after which a greeting that was not answered is repeated."""
+
 IDLE = 30.0
 """Seconds after which an idle session is not trusted to be there: a new one is begun."""
 
@@ -80,8 +83,12 @@ class Caller:
         self._told = 0
         """How far the supervisor knows that we have read."""
         self._told_bytes = 0
+        self._attempt = 0
+        self._greeting = True
+        """Whether the answer to the last `Hello` has not come. What comes before it is of another
+        session, or will be sent again."""
         self._resuming = False
-        self._begin()
+        self._begin(now)
 
     @property
     def under_way(self) -> set[int]:
@@ -96,7 +103,7 @@ class Caller:
             raise ValueError(f"at most {REQUESTS} requests at a time")
         if not self._asked and now - self._heard_at > IDLE:
             self._say(Bye(), now)
-            self._begin()
+            self._begin(now)
         self._id += 1
         ask = self._asked[self._id] = Ask(self._id, verb, requests.pack(arguments))
         self._say(ask, now)
@@ -116,8 +123,9 @@ class Caller:
 
     def tick(self, now: float) -> None:
         """Speak if it is time to: call it every second or so while something is under way."""
-        if self._resuming:
-            self._greet(now)  # the last greeting may have been lost
+        if self._greeting:
+            if now - self._spoke_at >= GREET_EVERY:
+                self._greet(now)  # the last one may have been lost
         elif now - max(self._spoke_at, self._heard_at) >= PING_EVERY:
             self._say(Seen(self._seen, ping=True), now)
             self._told = self._seen
@@ -128,13 +136,15 @@ class Caller:
         message = requests.to_client(body)
         self._heard_at = now
         if isinstance(message, Welcome):
+            if message.attempt != self._attempt:
+                return []
             self.welcome = message
-            if not message.resumed and self._resuming:
+            self._greeting = False
+            resuming, self._resuming = self._resuming, False
+            if resuming and not message.resumed:
                 # What was under way is gone with the session that it was in.
-                self._resuming = False
                 return self._restart()
-            if self._resuming:
-                self._resuming = False
+            if resuming:
                 for ask in self._asked.values():
                     self._say(ask, now)
             return []
@@ -143,6 +153,12 @@ class Caller:
                 self._resume(now)
                 return []
             return [Refusal(message.code, message.text)]
+        if self._greeting:
+            return []
+        if isinstance(message, Pong):
+            if message.number > self._seen or any(id > message.asked for id in self._asked):
+                self._resume(now)
+            return []
         if message.number <= self._seen:
             return []  # sent again
         if message.number > self._seen + 1:
@@ -154,10 +170,6 @@ class Caller:
             self._say(Seen(self._seen), now)
             self._told = self._seen
             self._told_bytes = 0
-        if isinstance(message, Pong):
-            if any(id > message.asked for id in self._asked):
-                self._resume(now)
-            return []
         if message.id not in self._asked:
             if isinstance(message, Items):
                 self._say(Cancel(message.id), now)  # the first was lost
@@ -174,21 +186,24 @@ class Caller:
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
+    def _begin(self, now: float) -> None:
         """Open a session. `Hello` may be followed by requests at once."""
         self._name = self._new_name()
         self._seen = self._told = self._told_bytes = 0
         self._resuming = False
-        self.outgoing.append(requests.encode(Hello(self._token, self._name, asked=self._id)))
+        self._greet(now)
 
     def _resume(self, now: float) -> None:
-        if not self._resuming:
+        if not self._greeting:
             self._resuming = True
             self._greet(now)
 
     def _greet(self, now: float) -> None:
+        self._attempt += 1
+        self._greeting = True
         first = min(self._asked, default=self._id + 1)
-        self._say(Hello(self._token, self._name, self._seen, first - 1), now)
+        hello = Hello(self._token, self._name, self._seen, first - 1, self._attempt)
+        self._say(hello, now)
 
     def _restart(self) -> list[Word | Refusal]:
         """The session is a new one under the old name: nothing was heard in it."""

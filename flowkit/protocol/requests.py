@@ -54,12 +54,13 @@ INTERNAL = "internal"
 
 class Hello(Struct, tag=True):
     """Client: open the session `session`, in which requests are numbered from `asked` + 1, or go on
-    with it after message `seen`."""
+    with it after message `seen`. The answer repeats `attempt`."""
 
     token: str
     session: bytes
     seen: int = 0
     asked: int = 0
+    attempt: int = 0
     version: int = VERSION
 
 
@@ -96,6 +97,7 @@ class Welcome(Struct, tag=True):
     pid: int
     version: str
     """Of flowkit, for people."""
+    attempt: int = 0
 
 
 class Refused(Struct, tag=True):
@@ -150,15 +152,16 @@ class Failed(Struct, tag=True):
 
 
 class Pong(Struct, tag=True):
-    """Supervisor: I am here; the last request that I know of is `asked`."""
+    """Supervisor: I am here. The last thing that I have said was `number`, the last request that I
+    know of is `asked`; what you do not know of these was lost."""
 
     number: int
     asked: int
 
 
 FromClient = Hello | Ask | Cancel | Seen | Bye
-Numbered = Opened | Told | Items | Answered | Failed | Pong
-ToClient = Welcome | Refused | Numbered
+Numbered = Opened | Told | Items | Answered | Failed
+ToClient = Welcome | Refused | Pong | Numbered
 
 _encode = msgspec.msgpack.Encoder().encode
 _of_client: msgspec.msgpack.Decoder[FromClient] = msgspec.msgpack.Decoder(FromClient)

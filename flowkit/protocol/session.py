@@ -70,7 +70,8 @@ STALE = 30.0
 """Seconds of silence after which a session may be ended to make room for a new one."""
 
 AGAIN = 1.0
-"""Seconds between two greetings on one line that make the supervisor repeat what is unseen."""
+"""Seconds between two greetings on one line that make the supervisor repeat what is unseen, and
+between two pings that it answers."""
 
 REFUSALS = 64
 """How many strangers are answered in a second; what they are told takes memory until read."""
@@ -149,7 +150,7 @@ class _Session:
     """Of the last message that was sent."""
     unseen: deque[tuple[int, bytes]] = field(default_factory=deque)
     unseen_bytes: int = 0
-    pong: bool = False
+    pong_at: float | None = None
     last_id: int = 0
     requests: dict[int, _Request] = field(default_factory=dict)
     waiting: dict[int, None] = field(default_factory=dict)
@@ -301,18 +302,17 @@ class Sessions:
             session = _Session(hello.session, peer, now, now, last_id=hello.asked)
             self._sessions[session.name] = session
         else:
+            # What the client has given up it does not repeat.
+            session.last_id = max(session.last_id, hello.asked)
             if session.peer == peer and now - session.greeted_at < AGAIN:
+                self._greet(peer, resumed, hello.attempt, now)
                 return
             if session.peer is not None:
                 self._by_peer.pop(session.peer, None)
             session.greeted_at = now
         session.peer, session.heard_at = peer, now
         self._by_peer[peer] = session
-        welcome = self._welcome
-        self._send(
-            peer,
-            Welcome(resumed, welcome.project, welcome.pid, welcome.version),
-        )
+        self._greet(peer, resumed, hello.attempt)
         session.see(hello.seen)
         for _, body in session.unseen:
             self.actions.append(Send(peer, body))
@@ -342,7 +342,12 @@ class Sessions:
                 self.actions.append(End(session.name, message.id))
         elif isinstance(message, Seen):
             session.see(message.number)
-            session.pong = session.pong or message.ping
+            if message.ping and (session.pong_at is None or now - session.pong_at >= AGAIN):
+                # Not within the window, which may be closed because what was in it is lost.
+                assert session.peer is not None
+                session.pong_at = now
+                pong = Pong(session.number, session.last_id)
+                self.actions.append(Send(session.peer, requests.encode(pong)))
         else:
             self._end(session)
 
@@ -377,10 +382,6 @@ class Sessions:
     def _flush(self, session: _Session) -> None:
         """Say what may be said, request by request in turn."""
         while session.peer is not None and session.open():
-            if session.pong:
-                session.pong = False
-                self._say(session, Pong(0, session.last_id))
-                continue
             if not session.waiting:
                 return
             id = next(iter(session.waiting))
@@ -404,12 +405,22 @@ class Sessions:
         session.unseen_bytes += len(body)
         self.actions.append(Send(session.peer, body))
 
+    def _greet(self, peer: bytes, resumed: bool, attempt: int, now: float | None = None) -> None:
+        """Say welcome; with `now` only if that was not said too often."""
+        if now is None or self._may_answer(now):
+            welcome = self._welcome
+            said = Welcome(resumed, welcome.project, welcome.pid, welcome.version, attempt)
+            self.actions.append(Send(peer, requests.encode(said)))
+
     def _refuse(self, peer: bytes, code: str, text: str, now: float) -> None:
+        if self._may_answer(now):
+            self.actions.append(Send(peer, requests.encode(Refused(code, text))))
+
+    def _may_answer(self, now: float) -> bool:
+        """Whether one more that is outside of all windows may be answered now."""
         while self._refused and now - self._refused[0] > 1.0:
             self._refused.popleft()
-        if len(self._refused) < REFUSALS:
-            self._refused.append(now)
-            self._send(peer, Refused(code, text))
-
-    def _send(self, peer: bytes, message: Welcome | Refused) -> None:
-        self.actions.append(Send(peer, requests.encode(message)))
+        if len(self._refused) >= REFUSALS:
+            return False
+        self._refused.append(now)
+        return True
