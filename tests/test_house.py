@@ -157,7 +157,10 @@ def test_imports_point_down(path: Path) -> None:
         f"{room} (rank {RANK_OF.get(room, '?')})"
         for imported in imports_of(path)
         for room in rooms_of(imported)
-        if room != here and RANK_OF.get(room, 99) > RANK_OF[here]
+        # What the package names at its top and imports only when it is used.
+        if not (here == "__init__" and imported.typing)
+        and room != here
+        and RANK_OF.get(room, 99) > RANK_OF[here]
     ]
     assert not wrong, "\n".join(wrong)
 

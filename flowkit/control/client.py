@@ -50,7 +50,32 @@ class Skipped(msgspec.Struct, frozen=True):
     count: int | None
 
 
-class Client:
+class Failures:
+    """What goes wrong between a client and its project, in words."""
+
+    place: Place
+
+    def _failure(self, word: Failed) -> OperatorError:
+        if word.code == requests.ENDED:
+            return NotRunning(word.text, word.hint)
+        return RequestFailed(word.code, word.text, word.hint)
+
+    def _gone(self) -> NotRunning:
+        return NotRunning(f"not running: {self.place.name}", "flowkit ls shows what there is")
+
+    def _silent(self, seconds: float) -> OperatorError:
+        return OperatorError(
+            f"{self.place.project} (process {self.place.pid}) has shown no sign of life for "
+            f"{seconds:.0f} s",
+            hint="it is stopped or busy; flowkit down --kill ends it",
+        )
+
+    def _is_there(self) -> bool:
+        """Whether the process that was found at first still runs the project."""
+        return self.place.directory.holder() == self.place.pid
+
+
+class Client(Failures):
     """A connection to the project `project`: its name, its topology file, or a `Place`; without
     one, the project of the current directory.
 
@@ -273,17 +298,13 @@ class Client:
                 silence = 0.0
                 continue
             silence += left
-            if self.place.directory.holder() != self.place.pid:
+            if not self._is_there():
                 self._receive()  # it may have said a last word
                 if not self._words[id]:
                     self._keep(self._caller.lost(requests.ENDED, str(self._gone())))
                 continue
             if silence >= self._patience:
-                raise OperatorError(
-                    f"{self.place.project} (process {self.place.pid}) has shown no sign of life "
-                    f"for {silence:.0f} s",
-                    hint="it is stopped or busy; flowkit down --kill ends it",
-                )
+                raise self._silent(silence)
             self._caller.tick(monotonic())
             self._send()
         words, self._words[id] = self._words[id], []
@@ -309,17 +330,9 @@ class Client:
         while self._caller.outgoing:
             self._socket.send_multipart([MARK, self._caller.outgoing.popleft()])
 
-    def _failure(self, word: Failed) -> OperatorError:
-        if word.code == requests.ENDED:
-            return NotRunning(word.text, word.hint)
-        return RequestFailed(word.code, word.text, word.hint)
-
-    def _gone(self) -> NotRunning:
-        return NotRunning(f"not running: {self.place.name}", "flowkit ls shows what there is")
-
     def _wait_until_gone(self) -> None:
         """The project has said that it has ended; its process is about to leave."""
         until = monotonic() + self._patience
-        while self.place.directory.holder() == self.place.pid and monotonic() < until:
+        while self._is_there() and monotonic() < until:
             self._socket.poll(10)  # what still comes is of no interest
             self._receive()
