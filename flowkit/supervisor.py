@@ -29,7 +29,7 @@ from flowkit.control.watcher import Logging
 from flowkit.control.watcher import Silent as Silent
 from flowkit.control.watcher import Watcher as Watcher
 from flowkit.errors import DirtyStop, FlowkitError, WireError
-from flowkit.figures import Figures, Scene
+from flowkit.figures import Figures, Run, Scene
 from flowkit.journal import holds_batches
 from flowkit.launchers.base import Launcher
 from flowkit.launchers.inprocess import InProcessLauncher
@@ -314,9 +314,8 @@ class Supervisor:
     def status(self) -> statuses.Status:
         """Everything about the project as it is now; rates and shares are of the last seconds."""
         now, over = self._clock(), self._over.done()
-        return self._figures.status(
-            self._scene(), self.report(), now, run=self._run, version=__version__, over=over
-        )
+        run = Run(self._run, __version__, over)
+        return self._figures.status(self._scene(), self.report(), now, run)
 
     def _scene(self) -> Scene:
         return Scene(self.plan, self._project, self._books, self._pids, self._in_process)

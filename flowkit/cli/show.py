@@ -183,13 +183,7 @@ class Screen:
         if report.dead_lettered:
             self._print(Text(f"look at them: flowkit dead-letters ls {report.project}"))
         if report.seconds >= VERDICT_AFTER and report.verdict.bottleneck:
-            busy = f"{100 * report.verdict.busy:.0f} %"
-            self._print(
-                Text(
-                    f"bottleneck: {report.verdict.bottleneck} (busy {busy}) - "
-                    f"{report.verdict.advice}"
-                )
-            )
+            self._print(Text(report.verdict.text))
 
     def _line(self, name: str, text: str) -> None:
         colour = self._colours.get(name, "")

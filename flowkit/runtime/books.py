@@ -75,7 +75,9 @@ class ReplicaBooks:
         for link, book in zip(self.links, self.rows.books, strict=True):
             past, live = self.flowed[link], book.flow()
             result[link] = live._replace(
-                sent_bytes=past.sent_bytes + live.sent_bytes, full_ns=past.full_ns + live.full_ns
+                sent_bytes=past.sent_bytes + live.sent_bytes,
+                full_ns=past.full_ns + live.full_ns,
+                window_ns=past.window_ns + live.window_ns,
             )
         return result
 
