@@ -57,10 +57,15 @@ class Figures:
 
     def __init__(self) -> None:
         self._window = Window()
+        self._since_start = False
         self._processes = Processes()
 
     def sample(self, scene: Scene, now: float) -> None:
         """Look at the counters, if it is time to."""
+        if scene.project.started and not self._since_start:
+            # What was before would only dilute what is: nobody had anything to do.
+            self._since_start = True
+            self._window = Window()
         if not self._window.due(now):
             return
         self._processes.keep(scene.pids.values())
