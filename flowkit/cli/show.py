@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from flowkit.message import message_id
+from flowkit.control.watcher import death, drain, poison
 from flowkit.protocol.project import Died, Poisoned, Status
 from flowkit.report import Report
 from flowkit.topology.plan import Plan
@@ -49,6 +48,10 @@ class Screen:
         """Whether a progress bar can be shown."""
         self.on_broken: Callable[[], None] = lambda: None
         """Called once when nobody reads what is printed any more."""
+        self.on_ready: Callable[[float], None] = lambda seconds: None
+        """Called when all replicas are ready, with the seconds that took."""
+        self.quiet = False
+        """Print the report alone: nobody watches, and everything else is kept in log files."""
         self._broken = False
         self._width = len(SUPERVISOR)
         self._colours: dict[str, str] = {SUPERVISOR: "bold"}
@@ -90,34 +93,20 @@ class Screen:
             for node in self._plan.nodes
         ]
         self._line(SUPERVISOR, f"{' '.join(names)} ready in {human_seconds(seconds)}")
+        self.on_ready(seconds)
 
     def died(self, event: Died, budget: int | None) -> None:
-        replica = event.replica
-        how = f"{replica.name} {_how(event.code, event.error)}"
-        if replica.lost_state:
-            how += "; what it held in memory is lost"
-        if event.delay is None:
-            self._line(SUPERVISOR, f"{how}; {event.reason}, stopping the project")
-            return
-        again = f"restart {replica.restarts}" + (f"/{budget}" if budget is not None else "")
-        self._line(SUPERVISOR, f"{how}; {again} in {human_seconds(event.delay)}")
+        self._line(SUPERVISOR, death(event, budget))
 
     def note(self, text: str) -> None:
         self._line(SUPERVISOR, text)
 
     def poisoned(self, event: Poisoned) -> None:
         assert self._plan is not None
-        link = self._plan.links[event.message.link].name
-        name = message_id(event.message.id, event.message.index)
-        self._line(
-            SUPERVISOR, f"message {name} on {link} kills {event.replica.node}: it is given up"
-        )
+        self._line(SUPERVISOR, poison(event, self._plan.links[event.message.link].name))
 
     def draining(self, in_flight: int) -> None:
-        plural = "" if in_flight == 1 else "s"
-        self._line(
-            SUPERVISOR, f"draining: {in_flight:,} message{plural} in flight (Ctrl-C again to kill)"
-        )
+        self._line(SUPERVISOR, f"{drain(in_flight)} (Ctrl-C again to kill)")
 
     # -- progress ------------------------------------------------------------------------------
 
@@ -187,6 +176,8 @@ class Screen:
             self._print(Text(report.verdict.text))
 
     def _line(self, name: str, text: str) -> None:
+        if self.quiet:
+            return
         colour = self._colours.get(name, "")
         prefix = Text(f"{name:<{self._width}} | ", style=colour)
         self._print(prefix + Text.from_ansi(text) if self._console.color_system else
@@ -200,21 +191,6 @@ class Screen:
         except BrokenPipeError:
             self._broken = True
             self.on_broken()
-
-
-def _how(code: int, error: str | None) -> str:
-    """How a process ended, for people."""
-    if error is not None:
-        return error
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    if code == 0:
-        return "left before its work was done"
-    return f"failed with exit code {code}"
 
 
 def _summary(report: Report) -> str:

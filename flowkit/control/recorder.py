@@ -1,0 +1,232 @@
+"""Keeps what a project tells: log files of its replicas, a file of events, the record of its run.
+
+They lie in the state directory and stay there after the run::
+
+    run.json              the record of this run, or of the last (`RunRecord`)
+    events.jsonl          events, one JSON object a line (`Event`)
+    logs/NODE.N.log       what a replica has printed; logs/supervisor.log: what became of it
+
+Whoever listens is told the same at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from flowkit.clock import Clock, wall
+from flowkit.control import watcher
+from flowkit.control.logfile import RotatedFile, format_line, timestamp
+from flowkit.control.records import LEVELS, SUPERVISOR, Event, LogLine, Marks, RunRecord
+from flowkit.message import message_id
+from flowkit.protocol import project as core
+from flowkit.rundir import make_private
+
+RUN = "run.json"
+EVENTS = "events.jsonl"
+LOGS = "logs"
+
+EVENTS_LIMIT = 1 << 20
+"""Bytes of the file of events before it is rotated: some ten thousand events."""
+
+_LOGGED = re.compile(rf"\d\d:\d\d:\d\d ({'|'.join(LEVELS)}) ")
+_TRACEBACK = "Traceback (most recent call last):"
+
+OnLine = Callable[[LogLine], None]
+OnEvent = Callable[[Event], None]
+
+
+class Recorder:
+    """A `Watcher` that keeps everything. `state` is the state directory of the project."""
+
+    def __init__(self, state: Path, record: RunRecord, links: list[str], clock: Clock = wall):
+        self._state = state
+        self._clock = clock
+        self._links = links
+        self._loop = asyncio.get_running_loop()
+        self._logs: dict[str, RotatedFile] = {}
+        self._levels: dict[str, _Level] = {}
+        self._dirty: dict[RotatedFile, None] = {}
+        self.on_line: set[OnLine] = set()
+        self.on_event: set[OnEvent] = set()
+        make_private(state / LOGS)
+        self._events = RotatedFile(state / EVENTS, EVENTS_LIMIT)
+        self.record = record
+        self._write_record()
+        self.event("starting", f"{record.project} starts", pid=record.pid, file=record.file)
+
+    # -- the supervisor tells ------------------------------------------------------------------
+
+    def output(self, replica: str, line: bytes) -> None:
+        text = line.decode("utf-8", "backslashreplace")
+        level, text = self._levels.setdefault(replica, _Level()).of(text)
+        self.line(LogLine(self._clock(), replica, level, text))
+
+    def ready(self, seconds: float) -> None:
+        self._note_state("running")
+        text = f"{self.record.replicas} replicas are ready after {seconds:.2f} s"
+        self.event("ready", text, seconds=round(seconds, 3))
+
+    def launched(self, replica: core.Replica, pid: int) -> None:
+        """The process of a replica has started."""
+        again = replica.incarnation > 1
+        text = f"{replica.name} {'was started again' if again else 'was started'} (pid {pid})"
+        self._of_replica("restarted" if again else "started", text, replica, "INFO", pid=pid)
+
+    def died(self, event: core.Died, budget: int | None) -> None:
+        self._of_replica(
+            "given-up" if event.delay is None else "died",
+            watcher.death(event, budget),
+            event.replica,
+            "ERROR" if event.delay is None else "WARNING",
+            code=event.code,
+            delay=event.delay,
+        )
+
+    def note(self, text: str) -> None:
+        self.event("note", text, "WARNING")
+
+    def poisoned(self, event: core.Poisoned) -> None:
+        link = self._links[event.message.link]
+        text = watcher.poison(event, link)
+        message = message_id(event.message.id, event.message.index)
+        self._of_replica("poisoned", text, event.replica, "ERROR", link=link, message=message)
+
+    def draining(self, in_flight: int) -> None:
+        self._note_state("draining")
+        self.event("draining", watcher.drain(in_flight), in_flight=in_flight)
+
+    def ended(self, report: dict[str, Any]) -> None:
+        """The project has ended; `report` as `up --report` writes it."""
+        status, code = report["status"], report["exit"]
+        self.record = msgspec.structs.replace(
+            self.record, state=status, reason=report["reason"], exit=code, ended=self._clock()
+        )
+        self._write_record()
+        text = f"{self.record.project} has ended: {status}"
+        if report["reason"] and report["reason"] != status:
+            text += f" ({report['reason']})"
+        facts = {name: report[name] for name in ("status", "reason", "exit", "seconds")}
+        self.event("ended", text, "INFO" if code == 0 else "WARNING", **facts)
+
+    # -- keeping -------------------------------------------------------------------------------
+
+    def line(self, line: LogLine) -> None:
+        """Keep a line, and tell it to who listens."""
+        log = self._logs.get(line.replica)
+        if log is None:
+            path = self._state / LOGS / f"{line.replica}.log"
+            log = self._logs[line.replica] = RotatedFile(path)
+        for text in line.text.split("\n"):
+            log.add(format_line(line.time, line.level, text))
+        self._soon(log)
+        for listener in list(self.on_line):
+            listener(line)
+
+    def event(
+        self,
+        name: str,
+        text: str,
+        level: str = "INFO",
+        node: str | None = None,
+        replica: int | None = None,
+        **facts: Any,
+    ) -> None:
+        """Keep an event, also as a line of the supervisor, and tell it to who listens."""
+        event = Event(self._clock(), name, text, node, replica, facts)
+        self._events.add(msgspec.json.encode(as_dict(event)))
+        self._soon(self._events)
+        for listener in list(self.on_event):
+            listener(event)
+        self.line(LogLine(event.time, SUPERVISOR, level, text))
+
+    def line_marks(self) -> Marks:
+        """Where the lines that listeners are told from now on begin in the files."""
+        return Marks({name: log.mark() for name, log in self._logs.items()})
+
+    def event_marks(self) -> Marks:
+        return Marks({EVENTS: self._events.mark()})
+
+    def close(self) -> None:
+        self._flush()
+        for log in self._logs.values():
+            log.close()
+        self._events.close()
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _of_replica(
+        self, name: str, text: str, replica: core.Replica, level: str, **facts: Any
+    ) -> None:
+        self.event(name, text, level, replica.node, replica.number, **facts)
+
+    def _soon(self, file: RotatedFile) -> None:
+        """One write for all that one turn of the loop brings."""
+        if not self._dirty:
+            self._loop.call_soon(self._flush)
+        self._dirty[file] = None
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, {}
+        for file in dirty:
+            file.flush()
+
+    def _note_state(self, state: str) -> None:
+        self.record = msgspec.structs.replace(self.record, state=state)
+        self._write_record()
+
+    def _write_record(self) -> None:
+        """Who reads it finds the old one or the new one. A full disk leaves the old one."""
+        path = self._state / RUN
+        new = path.with_name(f"{RUN}.new")
+        try:
+            new.write_bytes(msgspec.json.encode(self.record))
+            new.replace(path)
+        except OSError:
+            new.unlink(missing_ok=True)
+
+
+class _Level:
+    """Which level the lines of one replica have, as its log writes them on stderr.
+
+    A traceback, and what is indented, belongs to the record before it. What is merely printed has
+    no level.
+    """
+
+    def __init__(self) -> None:
+        self._last = ""
+        self._goes_on = False
+        self._traceback = False
+
+    def of(self, text: str) -> tuple[str, str]:
+        """The level of a line, and what it says."""
+        if found := _LOGGED.match(text):
+            self._last, self._goes_on, self._traceback = found[1], True, False
+            return self._last, text[found.end() :]
+        if text == _TRACEBACK:
+            if not self._goes_on:
+                self._last = "ERROR"
+            self._goes_on = self._traceback = True
+        elif text.startswith(" ") or not text:
+            pass
+        elif self._traceback:
+            # The line that names the exception. Another may follow, which was its cause.
+            self._traceback = False
+        elif not text.startswith(("During handling of the", "The above exception was")):
+            self._goes_on = False
+        return (self._last if self._goes_on else ""), text
+
+
+def as_dict(event: Event) -> dict[str, Any]:
+    """An event as it is written and printed: without what it does not have."""
+    found: dict[str, Any] = {"time": timestamp(event.time), "event": event.event}
+    if event.node is not None:
+        found["node"] = event.node
+    if event.replica is not None:
+        found["replica"] = event.replica
+    return {**found, **event.facts, "text": event.text}
