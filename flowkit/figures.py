@@ -126,6 +126,10 @@ class Figures:
         memory, kind = None, ""
         if pid is not None and not scene.in_process:
             memory, kind = self._processes.memory(pid, now)
+
+        def rate(place: int) -> float | None:
+            return change.rate(place) if change.seconds > 0 else None
+
         times = change.counters[shared.TIMES : shared.TIMES + CELLS] if change.seconds else ()
         ages = change.counters[shared.LATENCY : shared.LATENCY + CELLS] if change.seconds else ()
         return ReplicaStatus(
@@ -139,8 +143,8 @@ class Figures:
             cpu=shares.cores(change) if pid is not None else None,
             memory=memory,
             memory_kind=kind,
-            in_rate=None if replica.source else change.rate(shared.HANDLED),
-            out_rate=change.rate(shares.SENT) if books.links else None,
+            in_rate=None if replica.source else rate(shared.HANDLED),
+            out_rate=rate(shares.SENT) if books.links else None,
             queue=None if replica.source else gauges[shared.QUEUE] if lives else 0,
             p50=quantile(times, 0.5) if times else None,
             p99=quantile(times, 0.99) if times else None,
@@ -153,6 +157,7 @@ class Figures:
             restarts=replica.restarts,
             lost_state=replica.lost_state,
             source=replica.source,
+            ends=not books.links,
             busy_seconds=(gauges[shared.BUSY_NS] + gauges[shared.COMMIT_NS]) / 1e9,
             waiting_seconds=gauges[shared.WAITING_NS] / 1e9,
             cpu_seconds=gauges[shared.CPU_NS] / 1e9,

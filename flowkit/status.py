@@ -55,6 +55,8 @@ class ReplicaStatus(Struct, kw_only=True, frozen=True):
     restarts: int = 0
     lost_state: bool = False
     source: bool = False
+    ends: bool = False
+    """Whether the way of messages ends here."""
     busy_seconds: float = 0.0
     waiting_seconds: float = 0.0
     cpu_seconds: float = 0.0

@@ -27,6 +27,9 @@ KEYS = (
 
 FOOT = "q quit · ↑↓ select · s sort · + - scale · r restart · l links · ? help"
 
+LOW = 12
+"""Lines that a screen has at least for what is not rows."""
+
 ESCAPES = {"\x1b[A": "up", "\x1b[B": "down", "\x1bOA": "up", "\x1bOB": "down"}
 """What terminals send for the keys that send more than a letter."""
 
@@ -174,7 +177,7 @@ class Screen:
         status = self._status
         head = [
             _fit(view.title_line(status), width),
-            *_wrapped(status.verdict.text, width),
+            *_wrapped(status.verdict.text, width, 2 if height >= LOW else 1),
         ]
         if colour:
             head[0] = head[0].replace(status.project, view.strong(status.project), 1)
@@ -187,7 +190,7 @@ class Screen:
         table = view.replica_lines(rows, TOP, status.verdict, width - 2, colour)
         marks = ["  ", *("> " if one.name == self._selected else "  " for one in rows)]
         table = [mark + line for mark, line in zip(marks, table, strict=True)]
-        if self._sort is not None:
+        if self._sort is not None and height >= LOW:
             way = "smallest" if self._reverse else "largest"
             foot.insert(0, _fit(f"sorted by {self._sort.title}, {way} first", width))
         room = max(2, height - len(head) - len(foot) - 2)

@@ -11,14 +11,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TextIO
 
+import click
+
 from flowkit.cli import terminal, view
 from flowkit.cli.live import Action, Look, Quit, Restart, Scale, Screen, keys_of
+from flowkit.cli.projects import (
+    Duration,
+    connect,
+    format_option,
+    one_project,
+    with_project,
+)
 from flowkit.clock import monotonic
-from flowkit.errors import FlowkitError
+from flowkit.control.client import Client
+from flowkit.control.places import Place
+from flowkit.errors import FlowkitError, OperatorError
 from flowkit.status import Status
 
 EVERY = 1.0
 """Seconds between looks at the project."""
+
+SHORTEST = 0.1
+"""The same, at least."""
 
 LAST = 2.0
 """Seconds that an action which is under way gets to be confirmed when the screen is left."""
@@ -26,6 +40,60 @@ LAST = 2.0
 ENTER = "\x1b[?1049h\x1b[?25l"
 LEAVE = "\x1b[?25h\x1b[?1049l"
 HOME, TO_LINE_END, BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
+
+
+@click.command("top", short_help="Watch a running project live, and change it.")
+@with_project
+@click.option("--once", is_flag=True, help="Print it once, and leave.")
+@click.option("--every", type=Duration(), default=EVERY, help="How long between two looks (1s).")
+@format_option
+def command(named: str | None, project: str | None, once: bool, every: float, format_: str) -> None:
+    """Watch a running project: every replica and every link, and what limits the flow. Rates,
+    shares and percentiles are of the last five seconds.
+
+    Keys: q leaves, up and down select a replica, s sorts, + and - scale its node, r restarts it,
+    l shows the links or not, ? explains. Exits with 6 if the project does not run.
+    """
+    with connect(one_project(named, project)) as client:
+        if once or format_ == "json":
+            _print(client.status(), format_ == "json")
+            return
+        if not can_be_live():
+            raise OperatorError(
+                "top needs a terminal", hint="flowkit top --once prints it once; so does flowkit ps"
+            )
+        live = Live(_hands(client), sys.stdout, sys.stdin.fileno(), max(every, SHORTEST))
+        try:
+            live.run()
+        except KeyboardInterrupt:
+            pass  # as good as q
+        if said := live.finish():
+            click.echo(said)
+
+
+def _print(status: Status, as_json: bool) -> None:
+    colour = terminal.use_colour(sys.stdout)
+    if as_json:
+        lines = list(view.json_lines(status))
+    else:
+        lines = once_lines(status, terminal.width_of(sys.stdout), colour)
+    for line in lines:
+        click.echo(line, color=colour)
+
+
+def _hands(client: Client) -> Hands:
+    place: Place = client.place
+
+    # A client each, since a client is one thread's.
+    def scale(node: str, replicas: int) -> str:
+        with Client(place) as mine:
+            return mine.scale({node: replicas}).text
+
+    def restart(node: str, replica: int) -> str:
+        with Client(place) as mine:
+            return mine.restart(node, replica).text
+
+    return Hands(client.status, scale, restart)
 
 
 class Hands(NamedTuple):
@@ -37,7 +105,7 @@ class Hands(NamedTuple):
     restart: Callable[[str, int], str]
 
 
-def once(status: Status, width: int | None, colour: bool) -> list[str]:
+def once_lines(status: Status, width: int | None, colour: bool) -> list[str]:
     """What `top --once` prints."""
     return [
         view.title_line(status, colour),

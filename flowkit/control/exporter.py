@@ -89,7 +89,7 @@ class _Snapshot(Collector):
                 continue
             if not replica.source:
                 times.add_metric(_labels(status, replica), *_buckets(mine.times))
-            if replica.out_rate is None and not replica.source:
+            if replica.ends and not replica.source:
                 ages.add_metric(_labels(status, replica), *_buckets(mine.ages))
         yield times
         yield ages
@@ -160,7 +160,7 @@ REPLICA: list[tuple[str, str, Kind, Callable[[ReplicaStatus], float | None]]] = 
         "flowkit_replica_sent_messages_total",
         "Messages sent, over all output links.",
         CounterMetricFamily,
-        lambda one: None if one.out_rate is None else one.sent,
+        lambda one: None if one.ends else one.sent,
     ),
     (
         "flowkit_replica_queue_messages",
