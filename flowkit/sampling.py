@@ -20,7 +20,7 @@ class Change(NamedTuple):
     counters: Sequence[float]
 
     def rate(self, place: int) -> float:
-        """Per second."""
+        """What counter `place` did per second."""
         return self.counters[place] / self.seconds if self.seconds > 0 else 0.0
 
 

@@ -43,6 +43,9 @@ class ReplicaStatus(Struct, kw_only=True, frozen=True):
     p50: float | None = None
     p99: float | None = None
     """Seconds that the handlers took for one message."""
+    age_p50: float | None = None
+    age_p99: float | None = None
+    """Where messages end: their age in seconds, since their stream began at a source or a timer."""
     busy: float = 0.0
     """Share of the time in handlers; of a source, reading."""
     waiting: float = 0.0
@@ -52,6 +55,12 @@ class ReplicaStatus(Struct, kw_only=True, frozen=True):
     restarts: int = 0
     lost_state: bool = False
     source: bool = False
+    ends: bool = False
+    """Whether the way of messages ends here."""
+    busy_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of the whole run."""
 
     @property
     def name(self) -> str:
@@ -81,9 +90,12 @@ class LinkStatus(Struct, kw_only=True, frozen=True, rename={"from_": "from"}):
     credit: int = 0
     """Batches that the consumers would take at once."""
     window: int = 0
-    """Messages that may be in flight from each producer replica."""
+    window_bytes: int = 0
+    """Messages and bytes that may be in flight from each producer replica."""
     full: float = 0.0
     """Share of the time that producers were held up by this link, of the one held up most."""
+    full_seconds: float = 0.0
+    """How long they were held up in the whole run, all together."""
     rate: float = 0.0
     """Messages done per second."""
 

@@ -24,6 +24,7 @@ from flowkit import __version__
 from flowkit import status as statuses
 from flowkit.clock import Clock, monotonic, wall
 from flowkit.control.capture import Captures
+from flowkit.control.door import Door, Listening
 from flowkit.control.places import leave_contact
 from flowkit.control.recorder import Recorder
 from flowkit.control.records import RunRecord
@@ -34,7 +35,7 @@ from flowkit.control.watcher import Logging, Several
 from flowkit.control.watcher import Silent as Silent
 from flowkit.control.watcher import Watcher as Watcher
 from flowkit.errors import FlowkitError, WireError
-from flowkit.figures import Figures, Scene
+from flowkit.figures import Figures, Run, Scene
 from flowkit.launchers.base import Launcher
 from flowkit.launchers.inprocess import InProcessLauncher
 from flowkit.launchers.process import ProcessLauncher
@@ -83,6 +84,7 @@ class Supervisor:
     caller knows what is wanted. `in_process` runs all replicas on this loop, for debugging.
     Without `sources` they are not started: for replaying dead letters alone.
     `watcher` is told what replicas print and what becomes of them; by default that is logged.
+    `http` is an address to serve figures on ("127.0.0.1:8787", or "8787"; port 0 is any).
     `method` is how processes start: "fork", "spawn", or None for what the system does best.
     """
 
@@ -96,6 +98,7 @@ class Supervisor:
         sources: bool = True,
         method: str | None = None,
         watcher: Watcher | None = None,
+        http: str | Listening | None = None,
         clock: Clock = monotonic,
     ) -> None:
         self._directory = os.getcwd()
@@ -144,6 +147,7 @@ class Supervisor:
         self._journals = self._rundir.state / "journals"
         self._replays = Replays(self._run, self._pass_on)
         self._figures = Figures()
+        self._door = Door(http)
         self._sampling: asyncio.TimerHandle | None = None
         self._peers: dict[bytes, tuple[Replica, int]] = {}
         self._peer_of: dict[tuple[str, int], tuple[bytes, int]] = {}
@@ -182,6 +186,7 @@ class Supervisor:
         self._rundir.check(LONGEST_NAME + NAME_EXTRA)
         if not self._in_process:
             descriptors.check(self.plan, raise_file_limit())
+        self._door.bind()
         self._rundir.acquire()
         make_private(self._rundir.state)
         self._store = Store(str(self._rundir.state / "flowkit.db"))
@@ -208,6 +213,7 @@ class Supervisor:
         self._act()
         self._later(SLOW_START, self._still_starting)
         self._sample()
+        self._door.open(self)
         if not self._in_process:
             self._look()
 
@@ -241,6 +247,7 @@ class Supervisor:
         if self._closed:
             return
         self._closed = True
+        await self._door.close()
         for handle in self._handles:
             handle.cancel()
         for timer in (self._wake, self._looking, self._sampling):
@@ -333,9 +340,12 @@ class Supervisor:
     def status(self) -> statuses.Status:
         """Everything about the project as it is now; rates and shares are of the last seconds."""
         now, over = self._clock(), self._over.done()
-        return self._figures.status(
-            self._scene(), self.report(), now, run=self._run, version=__version__, over=over
-        )
+        run = Run(self._run, __version__, over, self._door.url)
+        return self._figures.status(self._scene(), self.report(), now, run)
+
+    def histograms(self) -> dict[tuple[str, int], tuple[list[int], list[int]]]:
+        """The histograms of each replica: seconds in handlers, and ages where messages end."""
+        return {key: books.histograms() for key, books in self._books.items()}
 
     def _scene(self) -> Scene:
         return Scene(self.plan, self._project, self._books, self._pids, self._in_process)

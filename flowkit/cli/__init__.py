@@ -24,6 +24,7 @@ VERBS = {
     "up": "Run a topology until its stream ends or Ctrl-C.",
     "ls": "List the projects that run, and those that have run.",
     "ps": "Show how the replicas of a running project are.",
+    "top": "Watch a running project live, and change it.",
     "logs": "Show what replicas print and have printed.",
     "events": "Show what happens to a project: started, died, scaled ...",
     "scale": "Give nodes of a running project more replicas, or fewer.",

@@ -59,8 +59,8 @@ class Screen:
         self._task: TaskID | None = None
         self._plan: Plan | None = None
 
-    def begin(self, version: str, plan: Plan) -> None:
-        """Say what is started."""
+    def begin(self, version: str, plan: Plan, url: str | None = None) -> None:
+        """Say what is started; `url` is where it is served over HTTP."""
         self._plan = plan
         palette = cycle(COLOURS)
         for node in plan.nodes:
@@ -71,7 +71,8 @@ class Screen:
                 self._colours[name] = colour
         count = sum(node.replicas for node in plan.nodes)
         replicas = f"{count} replica{'s' if count != 1 else ''}"
-        self._print(Text(f"flowkit {version} · {plan.project} · {replicas}"))
+        metrics = f" · metrics {url}/metrics" if url else ""
+        self._print(Text(f"flowkit {version} · {plan.project} · {replicas}{metrics}"))
         for link in plan.links:
             if link.durable and link.fsync == "never":
                 window = "with the machine, what the system has not yet written to the disk"
@@ -172,13 +173,7 @@ class Screen:
         if report.dead_lettered:
             self._print(Text(f"look at them: flowkit dead-letters ls {report.project}"))
         if report.seconds >= VERDICT_AFTER and report.verdict.bottleneck:
-            busy = f"{100 * report.verdict.busy:.0f} %"
-            self._print(
-                Text(
-                    f"bottleneck: {report.verdict.bottleneck} (busy {busy}) - "
-                    f"{report.verdict.advice}"
-                )
-            )
+            self._print(Text(report.verdict.text))
 
     def _line(self, name: str, text: str) -> None:
         if self.quiet:

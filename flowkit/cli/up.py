@@ -17,8 +17,10 @@ from flowkit.cli import terminal
 from flowkit.cli.projects import Duration
 from flowkit.cli.show import Screen
 from flowkit.clock import monotonic
+from flowkit.control.door import listen, listen_somewhere
 from flowkit.errors import OperatorError
 from flowkit.report import Report
+from flowkit.runtime.planning import load_plan
 from flowkit.supervisor import DRAIN_TIMEOUT, Supervisor
 
 REFRESH = 0.2
@@ -36,6 +38,12 @@ REFRESH = 0.2
 @click.option("--resume", is_flag=True, help="Go on from the positions an earlier run left.")
 @click.option("--fresh", is_flag=True, help="Forget positions an earlier run left.")
 @click.option(
+    "--http",
+    metavar="[HOST:]PORT",
+    help="Serve metrics and JSON there. Default: port 8787 of this machine, or any that is free.",
+)
+@click.option("--no-http", is_flag=True, help="Serve nothing over HTTP.")
+@click.option(
     "--drain-timeout",
     type=Duration(),
     default=DRAIN_TIMEOUT,
@@ -50,6 +58,8 @@ def command(
     in_process: bool,
     resume: bool,
     fresh: bool,
+    http: str | None,
+    no_http: bool,
     drain_timeout: float,
     detach: bool,
     wait: bool,
@@ -68,6 +78,8 @@ def command(
     """
     if resume and fresh:
         raise click.UsageError("--resume and --fresh exclude each other")
+    if http is not None and no_http:
+        raise click.UsageError("--http and --no-http exclude each other")
     if report_file is not None:
         # Better now than after an hour's run.
         folder = Path(report_file).resolve().parent
@@ -78,10 +90,18 @@ def command(
     if detach or wait:
         if in_process:
             raise click.UsageError("--in-process runs in the foreground: leave -d and --wait out")
-        return detached.start(_again(file, report_file, resume, fresh, drain_timeout), wait)
+        again = _again(file, report_file, resume, fresh, drain_timeout)
+        again += ["--no-http"] if no_http else ["--http", http] if http is not None else []
+        return detached.start(again, wait)
     screen = Screen(sys.stdout, colour=terminal.use_colour(sys.stdout))
-    supervisor = Supervisor(file, in_process=in_process, resume=resume, fresh=fresh, watcher=screen)
-    screen.begin(__version__, supervisor.plan)
+    plan = load_plan(file, os.environ, os.getcwd())
+    listening = None
+    if not no_http:
+        listening = listen(http) if http is not None else listen_somewhere()
+    supervisor = Supervisor(
+        plan, in_process=in_process, resume=resume, fresh=fresh, watcher=screen, http=listening
+    )
+    screen.begin(__version__, supervisor.plan, listening.url if listening else None)
     with terminal.without_control_echo():
         notice = detached.Notice(notify) if notify is not None else None
         report = asyncio.run(_run(supervisor, screen, drain_timeout, notice))

@@ -26,18 +26,20 @@ REASONS = (
 
 SENT, DELIVERED, DONE, REDELIVERED, DEAD_LETTERED, OWN_SENT, OWN_SETTLED, SENT_BYTES = range(8)
 _REASON = 8
-QUEUED, CREDIT, FULL_NS = range(16, 19)
-"""Beside the books: messages that wait for credit, batches that consumers would take at once, and
-nanoseconds that this link has held its producer up."""
+QUEUED, CREDIT, FULL_NS, WINDOW_NS = range(16, 20)
+"""Beside the books: messages that wait for credit, batches that consumers would take at once,
+nanoseconds that this link has held its producer up, and those of them because its window was used
+up rather than because the consumers took no more."""
 ROW = 20
 """Integers in the row of a link."""
 
 
 class Flow(NamedTuple):
-    """How a link flows; see `QUEUED`. The first two only grow."""
+    """How a link flows; see `QUEUED`. The first three only grow."""
 
     sent_bytes: int = 0
     full_ns: int = 0
+    window_ns: int = 0
     queued: int = 0
     credit: int = 0
 
@@ -96,13 +98,16 @@ class Books:
         self._row[QUEUED] = queued
         self._row[CREDIT] = credit
 
-    def held_up(self, seconds: float) -> None:
-        """The link has held its producer up."""
+    def held_up(self, seconds: float, window: bool) -> None:
+        """The link has held its producer up, by its window or for want of credit."""
         self._row[FULL_NS] += int(seconds * 1e9)
+        if window:
+            self._row[WINDOW_NS] += int(seconds * 1e9)
 
     def flow(self) -> Flow:
         row = self._row
-        return Flow(int(row[SENT_BYTES]), int(row[FULL_NS]), int(row[QUEUED]), int(row[CREDIT]))
+        places = (SENT_BYTES, FULL_NS, WINDOW_NS, QUEUED, CREDIT)
+        return Flow(*(int(row[place]) for place in places))
 
     def close(self) -> None:
         """Let go of the memory; the books must not be used afterwards."""

@@ -190,11 +190,15 @@ class Sender:
             return False
         return self.messages > 0 and (
             sum(map(len, self._queues)) >= WAITING * len(self._queues)
-            or self.messages >= self.terms.window
-            or self.bytes >= self.terms.window_bytes
+            or self.at_window
             or self._saving + len(self._unsaved) >= WAITING * len(self._queues)
             or self._span() >= MAX_SPAN
         )
+
+    @property
+    def at_window(self) -> bool:
+        """Whether the window is used up."""
+        return self.messages >= self.terms.window or self.bytes >= self.terms.window_bytes
 
     @property
     def idle(self) -> bool:

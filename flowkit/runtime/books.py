@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from flowkit.histogram import CELLS
 from flowkit.protocol.ledger import Entry, Flow
 from flowkit.runtime import shared
 from flowkit.runtime.shared import SharedRows
@@ -75,7 +76,9 @@ class ReplicaBooks:
         for link, book in zip(self.links, self.rows.books, strict=True):
             past, live = self.flowed[link], book.flow()
             result[link] = live._replace(
-                sent_bytes=past.sent_bytes + live.sent_bytes, full_ns=past.full_ns + live.full_ns
+                sent_bytes=past.sent_bytes + live.sent_bytes,
+                full_ns=past.full_ns + live.full_ns,
+                window_ns=past.window_ns + live.window_ns,
             )
         return result
 
@@ -89,6 +92,12 @@ class ReplicaBooks:
             total[place] += self.gauges[place]
         total[shared.LENGTH] = max(total[shared.LENGTH], self.gauges[shared.LENGTH])
         return total
+
+    def histograms(self) -> tuple[list[int], list[int]]:
+        """Of the seconds in handlers, and of the ages of messages that end here."""
+        gauges = self.now()
+        times, ages = shared.TIMES, shared.LATENCY
+        return gauges[times : times + CELLS], gauges[ages : ages + CELLS]
 
     @property
     def turned(self) -> float:

@@ -24,6 +24,7 @@ from flowkit.protocol.project import CONFIGURATION
 from flowkit.runtime import spec as specs
 from flowkit.runtime.handling import theirs
 from flowkit.runtime.logs import set_up
+from flowkit.runtime.processor import use
 from flowkit.runtime.runner import Runner
 from flowkit.runtime.settings import fit
 from flowkit.transport.zmq import ZmqTransport
@@ -80,7 +81,7 @@ async def _run(spec: specs.ReplicaSpec, node: Node) -> int:
 
     try:
         try:
-            runner = Runner(spec, node, transport, tcp)
+            runner = Runner(spec, node, transport, tcp, cpu=use)
         except OperatorError as error:  # a journal that does not fit, or cannot be read
             explain(spec, error)
             return CONFIGURATION

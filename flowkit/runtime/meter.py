@@ -5,7 +5,7 @@ Everything is counted once a batch or once a turn of the loop, nothing once a me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flowkit.histogram import record
@@ -14,6 +14,7 @@ from flowkit.protocol.ledger import Books
 from flowkit.protocol.lineage import Work
 from flowkit.runtime import shared
 from flowkit.runtime.inlet import Inlet, Shop
+from flowkit.runtime.processor import Use
 
 FLOWS = 0.1
 """Seconds between looks at the queues."""
@@ -22,13 +23,21 @@ FLOWS = 0.1
 class Meter:
     """Writes to `gauges` what a replica does. Times are by the clock of its runner.
 
-    `ends`: whether the way of messages ends here, so that their age is noted.
+    `ends`: whether the way of messages ends here, so that their age is noted. `cpu` tells of
+    the process's use of the processor, if it is the replica's own.
     """
 
     def __init__(
-        self, gauges: Any, engine: Engine, shop: Shop, inlets: Sequence[Inlet], ends: bool
+        self,
+        gauges: Any,
+        engine: Engine,
+        shop: Shop,
+        inlets: Sequence[Inlet],
+        ends: bool,
+        cpu: Callable[[], Use] | None,
     ) -> None:
         self._clock = shop.clock
+        self._cpu = cpu
         self._gauges = gauges
         self._engine = engine
         self._shop = shop
@@ -38,7 +47,7 @@ class Meter:
         """When a source began to read, while it does."""
         self._committing_since: float | None = None
         self._blocked_since: float | None = None
-        self._blocking: list[Books] = []
+        self._blocking: list[tuple[Books, bool]] = []
         self._flows_due = 0.0
         if inlets and all(inlet.how.coroutine for inlet in inlets):
             gauges[shared.CONCURRENCY] = max(inlet.channel.concurrency for inlet in inlets)
@@ -51,12 +60,14 @@ class Meter:
         if self._blocked_since is not None:
             seconds = now - self._blocked_since
             gauges[shared.WAITING_NS] += int(seconds * 1e9)
-            for books in self._blocking:
-                books.held_up(seconds)
+            for books, window in self._blocking:
+                books.held_up(seconds, window)
             self._blocked_since = None
         if not room:
             self._blocked_since = now
-            self._blocking = [one.books for one in self._engine.senders.values() if one.full]
+            self._blocking = [
+                (one.books, one.at_window) for one in self._engine.senders.values() if one.full
+            ]
         if self.reading_since is not None:
             # A source is busy while its stream lasts and it is not held up.
             waited = gauges[shared.WAITING_NS] / 1e9
@@ -70,6 +81,10 @@ class Meter:
         if now >= self._flows_due:
             self._flows_due = now + FLOWS
             gauges[shared.QUEUE] = self._engine.waiting
+            if self._cpu is not None:
+                spent, starved = self._cpu()
+                gauges[shared.CPU_NS] = int(spent * 1e9)
+                gauges[shared.STARVED_NS] = int(starved * 1e9)
             for sender in self._engine.senders.values():
                 sender.books.flows(sender.queued, sender.credit)
 

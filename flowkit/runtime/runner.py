@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ from flowkit.runtime.jobs import JobInlet
 from flowkit.runtime.journaling import JournalDriver
 from flowkit.runtime.meter import Meter
 from flowkit.runtime.positions import Positions, call
+from flowkit.runtime.processor import Use
 from flowkit.runtime.shared import SharedRows
 from flowkit.runtime.sourcing import Outflow, RunDriver, SourceDriver
 from flowkit.runtime.spec import ReplicaSpec, terms_of
@@ -58,7 +59,8 @@ LINGER = 2.0
 class Runner:
     """Runs `node` as the replica that `spec` describes, on the running loop.
 
-    Links that ask for tcp are bound on `tcp`, if it is given, all others on `transport`.
+    Links that ask for tcp are bound on `tcp`, if it is given, all others on `transport`. `cpu`
+    tells of the process's use of the processor, if it has no other replica.
 
     `run` returns when the replica has left in order; it raises what made it fail.
     """
@@ -70,6 +72,7 @@ class Runner:
         transport: Transport,
         tcp: Transport | None = None,
         clock: Clock = monotonic,
+        cpu: Callable[[], Use] | None = None,
     ) -> None:
         self.spec = spec
         self.node = node
@@ -114,7 +117,7 @@ class Runner:
             self._inlet(channel, number) for number, channel in enumerate(self.engine.inboxes, 1)
         ]
         self._meter = Meter(
-            self._gauges, self.engine, self._shop, self._inlets, ends=not spec.outputs
+            self._gauges, self.engine, self._shop, self._inlets, not spec.outputs, cpu
         )
         self._outflow = Outflow(self.engine, self._ports, self._release, self.wake, clock)
         for port in self._ports.ports.values():
