@@ -182,8 +182,8 @@ async def ready(desk: Desk, wanted: arguments.Nothing, reply: Reply) -> RunRecor
 @command("tap", arguments.Tap)
 async def tap(desk: Desk, wanted: arguments.Tap, reply: Reply) -> None:
     """Messages that pass a channel from now on."""
-    open_tap = _ability(desk, "tap")
     _check_node(desk, wanted.node)
+    open_tap = _ability(desk, "tap")
     reply.opened(None, wanted.depth)
     handle = open_tap(wanted.node, wanted.channel, reply.offer)
     try:
@@ -198,33 +198,33 @@ async def tap(desk: Desk, wanted: arguments.Tap, reply: Reply) -> None:
 @command("scale", arguments.Scale, change=True)
 async def scale(desk: Desk, wanted: arguments.Scale, reply: Reply) -> Changed:
     """Give nodes another number of replicas."""
-    change = _ability(desk, "scale")
     for node in wanted.replicas:
         _check_node(desk, node)
+    change = _ability(desk, "scale")
     return _changed(desk, "scaled", await change(dict(wanted.replicas)), None)
 
 
 @command("restart", arguments.Restart, change=True)
 async def restart(desk: Desk, wanted: arguments.Restart, reply: Reply) -> Changed:
     """Restart replicas, one after the other."""
-    change = _ability(desk, "restart")
     _check_node(desk, wanted.node)
+    change = _ability(desk, "restart")
     return _changed(desk, "rolled", await change(wanted.node, wanted.replica), wanted.node)
 
 
 @command("stop", arguments.OfNode, change=True)
 async def stop(desk: Desk, wanted: arguments.OfNode, reply: Reply) -> Changed:
     """Stop a node, and leave it so."""
-    change = _ability(desk, "stop_node")
     _check_node(desk, wanted.node)
+    change = _ability(desk, "stop_node")
     return _changed(desk, "stopped", await change(wanted.node), wanted.node)
 
 
 @command("start", arguments.OfNode, change=True)
 async def start(desk: Desk, wanted: arguments.OfNode, reply: Reply) -> Changed:
     """Start a node that was stopped."""
-    change = _ability(desk, "start_node")
     _check_node(desk, wanted.node)
+    change = _ability(desk, "start_node")
     return _changed(desk, "resumed", await change(wanted.node), wanted.node)
 
 
@@ -240,8 +240,8 @@ async def reload(desk: Desk, wanted: arguments.Reload, reply: Reply) -> Changed:
 @command("level", arguments.Level, change=True)
 async def level(desk: Desk, wanted: arguments.Level, reply: Reply) -> Changed:
     """Set the level of a log."""
-    change = _ability(desk, "set_level")
     _check_node(desk, wanted.node)
+    change = _ability(desk, "set_level")
     done = change(wanted.node, wanted.replica, wanted.level)
     if isinstance(done, Awaitable):
         done = await done
