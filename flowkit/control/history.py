@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
@@ -68,23 +69,32 @@ def _named(path: Path, names: Sequence[str]) -> bool:
 
 def _forwards(path: Path, marks: Marks | None) -> Iterator[LogLine]:
     replica = path.name.removesuffix(".log")
+    until = _until(marks, replica)
     for line in lines_of(path, _mark(marks, replica)):
-        if parsed := parse_line(line, replica):
+        parsed = parse_line(line, replica)
+        if parsed and parsed.time < until:
             yield parsed
 
 
 def _backwards(path: Path, since: float, marks: Marks | None) -> Iterator[LogLine]:
     replica = path.name.removesuffix(".log")
+    until = _until(marks, replica)
     for line in lines_backwards(path, _mark(marks, replica)):
-        if parsed := parse_line(line, replica):
-            if parsed.time < since:
-                return
-            yield parsed
+        parsed = parse_line(line, replica)
+        if parsed is None or parsed.time >= until:
+            continue
+        if parsed.time < since:
+            return
+        yield parsed
 
 
 def _mark(marks: Marks | None, name: str) -> Mark | None:
-    """A log that is not marked has not been written to in this run: it is read whole."""
     return marks.places.get(name) if marks is not None else None
+
+
+def _until(marks: Marks | None, name: str) -> float:
+    """The time before which the lines of a log are that has no mark."""
+    return math.inf if marks is None or name in marks.places else marks.at
 
 
 def _time(line: LogLine) -> float:

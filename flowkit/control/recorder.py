@@ -147,10 +147,11 @@ class Recorder:
 
     def line_marks(self) -> Marks:
         """Where the lines that listeners are told from now on begin in the files."""
-        return Marks({name: log.mark() for name, log in self._logs.items()})
+        places = {name: log.mark() for name, log in self._logs.items()}
+        return Marks(places, self._clock())
 
     def event_marks(self) -> Marks:
-        return Marks({EVENTS: self._events.mark()})
+        return Marks({EVENTS: self._events.mark()}, self._clock())
 
     def close(self) -> None:
         self._flush()

@@ -86,9 +86,12 @@ class Mark(Struct, frozen=True):
 
 
 class Marks(Struct, frozen=True):
-    """Where a stream of lines or events begins, by the name of what wrote them."""
+    """Where a stream of lines or events begins: in the files that were written to in this run, by
+    the name of who wrote them; in others at a time, since they hold earlier runs and what came
+    after `at`."""
 
     places: dict[str, Mark]
+    at: float
 
 
 class Changed(Struct, frozen=True):
