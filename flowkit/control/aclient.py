@@ -24,7 +24,7 @@ import msgspec
 from flowkit.clock import monotonic
 from flowkit.control import arguments
 from flowkit.control.client import LOOK, PATIENCE, Failures, OnTold, Skipped
-from flowkit.control.places import Place, choose, read_contact
+from flowkit.control.places import Place, Presence, choose, read_contact
 from flowkit.control.records import Changed, Ended, Event, LogLine, RunRecord
 from flowkit.errors import OperatorError, RequestFailed
 from flowkit.protocol import requests
@@ -146,10 +146,11 @@ class AsyncClient(Failures):
     ) -> dict[str, Any]:
         """Drain the project, for at most `timeout` seconds, or end it at once; returns the report
         of the run once its process has gone, if that is another one."""
+        process = Presence(self.place)
         report = (await self._ask("down", arguments.Down(timeout, kill), Ended, tell)).report
         until = self._loop.time() + self._patience
-        while self._is_there() and self.place.pid != os.getpid() and self._loop.time() < until:
-            await asyncio.sleep(0.02)  # nothing tells when a lock is free
+        while process and self._loop.time() < until:
+            await asyncio.sleep(0.02)  # nothing tells when somebody else's process ends
         return report
 
     # -- life ----------------------------------------------------------------------------------

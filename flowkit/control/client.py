@@ -22,7 +22,7 @@ import zmq
 
 from flowkit.clock import monotonic
 from flowkit.control import arguments
-from flowkit.control.places import Place, choose, read_contact
+from flowkit.control.places import Place, Presence, choose, read_contact
 from flowkit.control.records import Changed, Ended, Event, LogLine, Marks, RunRecord
 from flowkit.errors import NotRunning, OperatorError, RequestFailed
 from flowkit.protocol import requests
@@ -188,8 +188,12 @@ class Client(Failures):
     ) -> dict[str, Any]:
         """Drain the project, for at most `timeout` seconds, or end it at once; returns the report
         of the run once its process has gone."""
+        process = Presence(self.place)
         report = self._ask("down", arguments.Down(timeout, kill), Ended, tell).report
-        self._wait_until_gone()
+        until = monotonic() + self._patience
+        while (process or self._is_there()) and monotonic() < until:
+            self._socket.poll(10)  # what still comes is of no interest
+            self._receive()
         return report
 
     # -- life ----------------------------------------------------------------------------------
@@ -329,10 +333,3 @@ class Client(Failures):
     def _send(self) -> None:
         while self._caller.outgoing:
             self._socket.send_multipart([MARK, self._caller.outgoing.popleft()])
-
-    def _wait_until_gone(self) -> None:
-        """The project has said that it has ended; its process is about to leave."""
-        until = monotonic() + self._patience
-        while self._is_there() and monotonic() < until:
-            self._socket.poll(10)  # what still comes is of no interest
-            self._receive()

@@ -10,10 +10,12 @@ import json
 import os
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from flowkit.control.recorder import RUN
 from flowkit.control.records import RunRecord
@@ -179,6 +181,27 @@ def _guess(project: str, found: list[Place], environ: Mapping[str, str]) -> str:
     names = {place.project for place in places(environ) if place.pid is not None}
     guess = suggest(project, names)
     return f"; did you mean '{guess}'?" if guess else ""
+
+
+class Presence:
+    """Whether the process that runs a project is still there; made while it is."""
+
+    def __init__(self, place: Place) -> None:
+        self._process: psutil.Process | None = None
+        with suppress(psutil.Error):
+            if place.pid != os.getpid():
+                self._process = psutil.Process(place.pid)
+
+    def __bool__(self) -> bool:
+        """Not if it has ended and nobody has waited for it yet; nor if it is this one."""
+        try:
+            return (
+                self._process is not None
+                and self._process.is_running()
+                and self._process.status() != psutil.STATUS_ZOMBIE
+            )
+        except psutil.Error:
+            return False
 
 
 def kill_holder(place: Place) -> bool:
