@@ -92,7 +92,7 @@ LOSSY = (
         ("slow_stateful", SLOW_STATEFUL, {"sink"}, "count", "route: key"),
         ("skewed_key", SKEWED_KEY, {"skew"}, "count", "more replicas would not change that"),
         ("slow_sink", SLOW_SINK, {"sink"}, "store", "scale store"),
-        ("slow_commit", SLOW_COMMIT, {"sink"}, "store", "scale store"),
+        ("slow_commit", SLOW_COMMIT, {"sink"}, "store", "raise the window of read.numbers"),
         ("slow_fetch", SLOW_FETCH, {"sink"}, "fetch", "raise concurrency= of its input (100)"),
         ("small_window", SMALL_WINDOW, {"window"}, "read.numbers -> fetch.numbers", "window (8)"),
         ("idle_source", IDLE_SOURCE, {"input"}, None, "read waits for its input"),
