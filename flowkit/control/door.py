@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -48,7 +49,9 @@ def listen(where: str) -> Listening:
         return _bind(host, port)
     except OSError as error:
         hint = "port 0 takes any that is free; --no-http does without" if port else ""
-        text = error.strerror or str(error)
+        text = (
+            error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        )
         raise OperatorError(f"cannot listen on {where} for HTTP: {text}", hint=hint) from error
 
 
