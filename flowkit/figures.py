@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from flowkit import shares
 from flowkit.histogram import CELLS, quantile
-from flowkit.metrics import EARLY, Verdict, verdict
+from flowkit.metrics import EARLY, Situation, Verdict, verdict
 from flowkit.processes import Processes
 from flowkit.protocol import project as core
 from flowkit.protocol.project import Phase, Project, Replica
@@ -104,17 +104,20 @@ class Figures:
                 _link(link, one, scene.books, changes)
                 for link, one in zip(scene.plan.links, report.links, strict=True)
             ],
-            verdict=self._verdict(scene, report, changes, run),
+            verdict=self._verdict(scene, report, run),
         )
 
-    def _verdict(
-        self, scene: Scene, report: Report, changes: Mapping[Key, Change], run: Run
-    ) -> Verdict:
+    def situation(self, scene: Scene) -> Situation:
+        """How the nodes and links were in the last seconds."""
+        changes = {key: self._window.change(key) for key in scene.project.replicas}
+        return shares.situation(scene.plan, scene.books, changes)
+
+    def _verdict(self, scene: Scene, report: Report, run: Run) -> Verdict:
         if run.ended:
             return report.verdict
         if not scene.project.started or self._window.covered < ENOUGH:
             return EARLY
-        return verdict(shares.situation(scene.plan, scene.books, changes))
+        return verdict(self.situation(scene))
 
     def _replica(self, scene: Scene, key: Key, change: Change, now: float) -> ReplicaStatus:
         replica = scene.project.replicas[key]

@@ -63,6 +63,8 @@ class NodeShare(Struct, frozen=True):
     """How many of its handlers may run at once, if they are coroutines."""
     lists: int = 0
     """How many messages a handler takes at once, if it takes lists."""
+    committing: float = 0.0
+    """The part of `busy` that went into making things durable, on average."""
 
     @property
     def cores(self) -> float | None:
@@ -210,9 +212,11 @@ class _Judge:
             ways = [f"scale {name}, with route: key on its input, or make its handler faster"]
         ends = not any(link.source == name for link in self._links)
         if not self._awake(node):
-            if node.concurrency:
+            if node.committing >= _mean(node.busy) / 2:
+                ways.append(self._commit_more(node))
+            elif node.concurrency:
                 ways.append(f"raise concurrency= of its input ({node.concurrency})")
-            elif ends and not node.lists:
+            elif ends and not node.lists and not node.stateful:
                 ways.append("write many at once: In(..., batch=)")
         return "sink" if ends else "handler", ", or ".join(ways) + self._losses(node)
 
@@ -238,6 +242,13 @@ class _Judge:
                 "and more replicas would not change that"
             )
         return f"find out why {name} is slower than its siblings, which get the same messages"
+
+    def _commit_more(self, node: NodeShare) -> str:
+        link = self._fullest(self._into(node))
+        if link is not None and link.by_window >= WINDOW * link.full > 0:
+            window = f"raise the window of {link.name} ({link.window:,})"
+            return f"let each commit() cover more: {window}"
+        return "make its commit() faster"
 
     def _losses(self, node: NodeShare) -> str:
         """What links before `node` lose meanwhile."""

@@ -126,6 +126,7 @@ def _node(
         stateful=node.stateful,
         concurrency=max((one[shared.CONCURRENCY] for one in gauges), default=0),
         lists=max((one[shared.LISTS] for one in gauges), default=0),
+        committing=sum(share(one, shared.COMMIT_NS) for one in mine) / (len(mine) or 1),
     )
 
 

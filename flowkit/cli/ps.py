@@ -27,4 +27,4 @@ def command(named: str | None, project: str | None, format_: str) -> None:
     else:
         lines = view.ps_lines(status, terminal.width_of(sys.stdout), colour)
     for line in lines:
-        click.echo(line, color=colour)
+        print(line)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -78,7 +77,7 @@ def _print(status: Status, as_json: bool) -> None:
     else:
         lines = once_lines(status, terminal.width_of(sys.stdout), colour)
     for line in lines:
-        click.echo(line, color=colour)
+        print(line)
 
 
 def _hands(client: Client) -> Hands:
@@ -161,9 +160,9 @@ class Live:
 
     def _draw(self) -> None:
         # Asked for each time: the window may have another size by now.
-        width, height = shutil.get_terminal_size()
+        width, height = os.get_terminal_size(self._output.fileno())
         lines = self._screen.lines(width, height, self._colour)
-        text = "\r\n".join(f"{line}{TO_LINE_END}" for line in lines)
+        text = "\n".join(f"{line}{TO_LINE_END}" for line in lines)
         self._output.write(f"{HOME}{text}{BELOW}")
         self._output.flush()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,11 +17,14 @@ PORT = 8787
 
 LOOPBACK = "127.0.0.1"
 
+BACKLOG = 64
+"""Connections that may wait to be accepted, while the loop is busy."""
+
 
 class Listening(NamedTuple):
-    """Sockets that are bound; `host` is what they were asked to be bound to."""
+    """A socket that is bound; `host` is what it was asked to be bound to."""
 
-    sockets: list[socket.socket]
+    bound: socket.socket
     host: str
     port: int
 
@@ -32,8 +36,7 @@ class Listening(NamedTuple):
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def close(self) -> None:
-        for each in self.sockets:
-            each.close()
+        self.bound.close()
 
 
 def listen(where: str) -> Listening:
@@ -46,7 +49,9 @@ def listen(where: str) -> Listening:
         return _bind(host, port)
     except OSError as error:
         hint = "port 0 takes any that is free; --no-http does without" if port else ""
-        text = error.strerror or str(error)
+        text = (
+            error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        )
         raise OperatorError(f"cannot listen on {where} for HTTP: {text}", hint=hint) from error
 
 
@@ -61,10 +66,13 @@ def listen_somewhere() -> Listening | None:
 
 
 def _bind(host: str, port: int) -> Listening:
-    from tornado.netutil import bind_sockets
-
-    sockets = bind_sockets(port, host)
-    return Listening(sockets, host, sockets[0].getsockname()[1])
+    """Bind to the first address of `host`; one of IPv4, if it has both."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    both = host == "::" and socket.has_dualstack_ipv6()
+    bound = socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=both)
+    bound.setblocking(False)
+    return Listening(bound, host, bound.getsockname()[1])
 
 
 def _parse(where: str) -> tuple[str, int]:
@@ -109,7 +117,7 @@ class Door:
             # Not at the top: who serves nothing need not wait for Tornado's server to be imported.
             from flowkit.control.web import HttpServer
 
-            self._server = HttpServer(source, self._listening.sockets, self._listening.host)
+            self._server = HttpServer(source, self._listening.bound, self._listening.host)
 
     async def close(self) -> None:
         if self._server is not None:

@@ -25,9 +25,9 @@ LARGEST = 1 << 14
 
 
 class HttpServer:
-    """Serves `source` on bound `sockets`, on the running loop. `host` is one of its names."""
+    """Serves `source` on a bound socket, on the running loop; `host` is one of its names."""
 
-    def __init__(self, source: Figured, sockets: list[socket.socket], host: str) -> None:
+    def __init__(self, source: Figured, bound: socket.socket, host: str) -> None:
         self._source = source
         self._names = {"localhost", host, socket.gethostname()}
         self._server = _Bounded(
@@ -38,7 +38,7 @@ class HttpServer:
             max_body_size=LARGEST,
             max_buffer_size=4 * LARGEST,
         )
-        self._server.add_sockets(sockets)
+        self._server.add_socket(bound)
 
     async def close(self) -> None:
         """Answer nobody any more."""
