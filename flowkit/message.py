@@ -1,4 +1,4 @@
-"""What travels beside a message: its key, its id, its headers."""
+"""What travels beside a message: its key, its id, its headers; and what a batch of them is."""
 
 from __future__ import annotations
 
@@ -43,6 +43,32 @@ class Many:
 
     def __repr__(self) -> str:
         return f"Many({len(self.messages)} messages)"
+
+
+class Pieces:
+    """A payload in pieces: joined they are the payload. So large messages need not be copied to
+    stand beside each other."""
+
+    __slots__ = ("parts", "_size")
+
+    def __init__(self, parts: Sequence[bytes]) -> None:
+        self.parts = parts
+        self._size = sum(map(len, parts))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.parts)
+
+
+Payload: TypeAlias = bytes | Pieces
+"""The messages of a batch, encoded."""
+
+
+def whole(payload: Payload | memoryview) -> bytes | memoryview:
+    """`payload` in one piece."""
+    return bytes(payload) if type(payload) is Pieces else payload  # type: ignore[return-value]
 
 
 def message_id(batch_id: bytes, index: int) -> str:

@@ -1,6 +1,7 @@
 """Frames as bytes: what one link peer says to the other, encoded, decoded and checked.
 
-A frame is two parts. The header has a fixed layout, big-endian, 64 bytes::
+A frame is two parts, header and body, or more if the body comes in pieces. The header has a fixed
+layout, big-endian, 64 bytes::
 
     magic   version  type  session  sequence  id   born  span  cut  count  attempts  flags
     b"fk"   1        u8    u64      u64       16s  u64   u16   u16  u32    u16       u16
@@ -26,6 +27,7 @@ from typing import Annotated, NoReturn, TypeAlias, get_type_hints
 import msgspec
 
 from flowkit.errors import LocalProtocolError, WireError
+from flowkit.message import Payload, Pieces
 
 MAGIC = b"fk"
 VERSION = 1
@@ -33,6 +35,9 @@ HEADER = struct.Struct("!2sBBQQ16sQHHIHHII")
 
 MAX_BODY = 1 << 30
 """The largest body of DATA that is accepted unless the caller says otherwise."""
+
+MAX_PARTS = 2 + 2 * 256
+"""Parts of a frame at most: header, extras, and two for each large message."""
 
 MAX_CONTROL_BODY = 1 << 16
 """The largest body of any other frame: those hold a few numbers and short texts."""
@@ -90,7 +95,7 @@ class Data(msgspec.Struct, gc=False):
     cut: Natural
     count: Natural
     attempts: Natural
-    payload: bytes
+    payload: Payload
     extras: bytes = b""
     born: Natural = 0
 
@@ -196,7 +201,7 @@ _fields = msgspec.structs.astuple
 
 
 def encode(frame: Frame) -> list[bytes]:
-    """The two parts of `frame`: header and body.
+    """The parts of `frame`: the header, and the body in one part or more.
 
     Raises LocalProtocolError for a frame that does not fit the layout: a number too large, an id
     that is not 16 bytes, a text too long for a control frame. The payload of DATA is not copied
@@ -204,8 +209,7 @@ def encode(frame: Frame) -> list[bytes]:
     """
     if type(frame) is not Data:
         return _encode_control(frame)
-    payload = frame.payload
-    body = payload + frame.extras if frame.extras else payload
+    payload, extras = frame.payload, frame.extras
     if len(frame.id) != 16:
         raise LocalProtocolError(f"a lineage id is 16 bytes, not {len(frame.id)}")
     try:
@@ -223,11 +227,13 @@ def encode(frame: Frame) -> list[bytes]:
             frame.attempts,
             0,
             len(payload),
-            len(body),
+            len(payload) + len(extras),
         )
     except struct.error as error:
         raise LocalProtocolError(f"DATA cannot be encoded: {error}") from error
-    return [header, body]
+    if type(payload) is Pieces:
+        return [header, *payload.parts, extras] if extras else [header, *payload.parts]
+    return [header, payload + extras if extras else payload]  # type: ignore[operator, list-item]
 
 
 def _encode_control(frame: Frame) -> list[bytes]:
@@ -254,17 +260,18 @@ def decode(parts: Sequence[bytes | memoryview], *, max_body: int = MAX_BODY) -> 
 
     Raises WireError and nothing else; drop the parts, count `code`, and answer with RESET::
 
-        parts    not two parts               type    an unknown frame type
+        parts    no body, or too many parts  type    an unknown frame type
         header   not 64 bytes                length  lengths that are not those of the body
         magic    not a flowkit frame         size    a body above `max_body`, or the control limit
         version  of another layout           count   more messages than the payload has room for
         flags    bits that must be zero      body    a control frame whose fields do not decode
 
-    `payload` of DATA is the body itself, uncopied, if that is bytes and there are no extras.
+    `payload` of DATA is the body itself, uncopied, if that is bytes and there are no extras, and
+    `Pieces` of it if it came in several.
     """
-    if len(parts) != 2:
-        raise WireError("parts", f"a frame has 2 parts, this has {len(parts)}")
-    header, body = parts
+    if not 2 <= len(parts) <= MAX_PARTS:
+        raise WireError("parts", f"a frame has 2 parts, or a few more, this has {len(parts)}")
+    header, body = parts[:2]
     if len(header) != HEADER.size:
         raise WireError("header", f"a header has {HEADER.size} bytes, this has {len(header)}")
     (
@@ -289,9 +296,12 @@ def decode(parts: Sequence[bytes | memoryview], *, max_body: int = MAX_BODY) -> 
         raise WireError("version", f"layout {version}, this is {VERSION}")
     if flags:
         raise WireError("flags", f"unknown flags {flags:#06x}")
-    if length != len(body):
-        raise WireError("length", f"the header says {length} bytes, the body has {len(body)}")
+    arrived = len(body) if len(parts) == 2 else sum(map(len, parts)) - len(header)
+    if length != arrived:
+        raise WireError("length", f"the header says {length} bytes, the body has {arrived}")
     if code != _DATA:
+        if len(parts) > 2:
+            raise WireError("parts", f"{len(parts)} parts, where there must be 2")
         unused = (id, born, span, cut, count, attempts, payload_length)
         return _decode_control(code, session, sequence, unused, body)
     if length > max_body:
@@ -301,11 +311,26 @@ def decode(parts: Sequence[bytes | memoryview], *, max_body: int = MAX_BODY) -> 
     if count >= payload_length:
         # In every codec a message takes at least one byte, and the array around them another.
         raise WireError("count", f"{count} messages in a payload of {payload_length} bytes")
-    if payload_length == length:
+    payload: Payload
+    if len(parts) > 2:
+        payload, extras = _pieces(parts[1:], payload_length)
+    elif payload_length == length:
         payload, extras = bytes(body), b""  # bytes() of bytes is the same object
     else:
         payload, extras = bytes(body[:payload_length]), bytes(body[payload_length:])
     return Data(session, sequence, id, span, cut, count, attempts, payload, extras, born)
+
+
+def _pieces(parts: Sequence[bytes | memoryview], length: int) -> tuple[Payload, bytes]:
+    """The payload of `length` bytes, and the extras behind it, of a body in several parts."""
+    rest, number = length, 0
+    while rest > 0:
+        rest -= len(parts[number])
+        number += 1
+    if rest < 0:
+        body = b"".join(parts)
+        return body[:length], body[length:]
+    return Pieces([bytes(part) for part in parts[:number]]), b"".join(parts[number:])
 
 
 def _decode_control(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -67,7 +69,7 @@ def test_only_the_thread_of_the_loop_may_send(port: OutPort[Any]) -> None:
     thread.start()
     thread.join()
     assert len(errors) == 2 and port.sent == []
-    assert "words.send() from another thread" in str(errors[0])
+    assert "send() from another thread" in str(errors[0])
 
 
 def test_a_port_belongs_to_the_thread_that_runs_the_node() -> None:
@@ -82,16 +84,63 @@ def test_a_port_belongs_to_the_thread_that_runs_the_node() -> None:
     assert port.sent == [1]
 
 
-def test_reaching_the_limit_is_told_once_it_is_reached(port: OutPort[Any]) -> None:
+def test_the_first_message_is_told_and_the_first_after_each_taking(port: OutPort[Any]) -> None:
     told: list[int] = []
-    box = Outbox()
-    box.limit, box.on_limit = 2, lambda: told.append(len(box.messages))
+    box = Outbox(lambda: told.append(len(box.messages)))
     port.use(box)
-    port.send(1)
+    port.send_many([])
     assert told == []
+    port.send(1)
     port.send(2)
     port.send_many([3, 4])
-    assert told == [2, 4]
+    assert told == [1]
+    assert box.take() == ([1, 2, 3, 4], None, None)
+    port.use(box)
+    port.send_many([5, 6])
+    port.send(7)
+    assert told == [1, 2] and port.sent == [5, 6, 7]
+
+
+def test_a_process_of_one_thread_looks_for_others_only_once_there_are_some() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", ONE_THREAD],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.split() == ["Messages", "refused", "refused", "_Guarded", "[1,", "2]"]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+ONE_THREAD = """
+import threading
+from flowkit.channels import Outbox, OutPort
+from flowkit.errors import SendError
+from flowkit.runtime.child import trust_the_only_thread
+
+async def nowhere(): pass
+
+trust_the_only_thread()
+port = OutPort("x")
+port.attach(nowhere)
+port.use(Outbox())
+port.send(1)
+print(type(port._messages).__name__)
+
+def elsewhere(send):  # a method that was bound before the thread was there is no way in
+    try:
+        send(3)
+    except SendError:
+        print("refused", flush=True)
+
+for send in (port.send, lambda message: port.send(message, key="k")):
+    thread = threading.Thread(target=elsewhere, args=(send,))
+    thread.start()
+    thread.join()
+print(type(port._messages).__name__)
+port.send(2)
+print(port.sent)
+"""
 
 
 def test_room_is_what_the_runtime_says() -> None:

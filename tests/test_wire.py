@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowkit.errors import LocalProtocolError, WireError
+from flowkit.message import Pieces
 from flowkit.wire import (
     HEADER,
     MAX_CONTROL_BODY,
@@ -195,8 +196,10 @@ CLOSE = encode(Close(9))
 BAD: list[tuple[str, list[bytes]]] = [
     ("parts", []),
     ("parts", GOOD[:1]),
-    ("parts", [*GOOD, b""]),
     ("parts", [GOOD[0]] * 1000),
+    ("parts", [*WELCOME, b""]),
+    ("length", [*GOOD, b"x"]),
+    ("length", [GOOD[0], GOOD[1][:-1], b""]),
     ("header", [b"", b""]),
     ("header", [GOOD[0][:-1], GOOD[1]]),
     ("header", [GOOD[0] + b"\0", GOOD[1]]),
@@ -230,6 +233,24 @@ BAD: list[tuple[str, list[bytes]]] = [
     ("body", repack(encode(Reject("a", "b")), session=1)),
     ("body", repack([CLOSE[0], b"\xc0"], body=1)),
 ]
+
+
+@pytest.mark.parametrize("extras", [b"", b"extras"])
+def test_a_body_may_come_in_pieces(extras: bytes) -> None:
+    pieces = Pieces([b"\xdc\x00\x02", b"one", b"", b"two"])
+    frame = Data(1, 2, bytes(16), 0, 1, 2, 0, pieces, extras)
+    parts = encode(frame)
+    assert len(parts) == (6 if extras else 5)
+    assert parts[2] is pieces.parts[1], "not copied"
+    for arrived in (parts, [memoryview(part) for part in parts], [*parts[:-1], parts[-1], b""]):
+        found = decode(arrived)
+        assert isinstance(found, Data) and isinstance(found.payload, Pieces)
+        assert (bytes(found.payload), found.extras) == (bytes(pieces), extras)
+    body = b"".join(parts[1:])
+    for cut in range(1, len(body)):  # wherever it is cut, it is the same frame
+        found = decode([parts[0], body[:cut], body[cut:]])
+        assert isinstance(found, Data)
+        assert (bytes(found.payload), found.extras) == (bytes(pieces), extras)
 
 
 @pytest.mark.parametrize(

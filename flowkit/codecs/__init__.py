@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from flowkit.codecs.extras import decode_extras, encode_extras
 from flowkit.errors import DeclarationError
 from flowkit.importing import did_you_mean, load_object
+from flowkit.message import Payload
 
 __all__ = ["CODECS", "Codec", "codec_for", "decode_extras", "encode_extras"]
 
@@ -34,17 +35,17 @@ class Codec(Protocol[T]):
 
     name: str
 
-    def encode(self, messages: Sequence[T]) -> bytes:
+    def encode(self, messages: Sequence[T]) -> Payload:
         """The payload that holds `messages`. Raises EncodeError, which names the culprit."""
 
-    def decode(self, payload: bytes | memoryview, count: int) -> list[T]:
+    def decode(self, payload: Payload | memoryview, count: int) -> list[T]:
         """The messages of `payload`, all or none.
 
         Raises DecodeError, and nothing else, for bytes that are not `count` valid messages; go on
         with `split` and `decode_one` to find the bad ones.
         """
 
-    def split(self, payload: bytes | memoryview, count: int) -> list[bytes]:
+    def split(self, payload: Payload | memoryview, count: int) -> list[bytes]:
         """The raw of each message of `payload`. Raises DecodeError if even the array is broken."""
 
     def decode_one(self, raw: bytes) -> T:

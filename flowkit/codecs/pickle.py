@@ -12,6 +12,7 @@ from typing import Any
 
 from flowkit.codecs.failures import decode_error, encode_error
 from flowkit.codecs.raw import Raw
+from flowkit.message import Payload
 
 
 class Pickle:
@@ -27,13 +28,13 @@ class Pickle:
         self._type = type_
         self._raw = Raw()
 
-    def encode(self, messages: Sequence[Any]) -> bytes:
+    def encode(self, messages: Sequence[Any]) -> Payload:
         return self._raw.encode([self.encode_one(message) for message in messages])
 
-    def decode(self, payload: bytes | memoryview, count: int) -> list[Any]:
+    def decode(self, payload: Payload | memoryview, count: int) -> list[Any]:
         return [self.decode_one(raw) for raw in self.split(payload, count)]
 
-    def split(self, payload: bytes | memoryview, count: int) -> list[bytes]:
+    def split(self, payload: Payload | memoryview, count: int) -> list[bytes]:
         return self._raw.split(payload, count)
 
     def decode_one(self, raw: bytes) -> Any:

@@ -16,6 +16,7 @@ from flowkit.codecs.failures import (
     name_of,
 )
 from flowkit.errors import DeclarationError
+from flowkit.message import Payload, whole
 
 T = TypeVar("T")
 
@@ -52,22 +53,22 @@ class Structured(Generic[T]):
 
     def encode(self, messages: Sequence[T]) -> bytes:
         try:
-            return self._encode(messages if type(messages) is list else list(messages))  # type: ignore[no-any-return]
+            return self._encode(messages if isinstance(messages, list) else list(messages))  # type: ignore[no-any-return]
         except Exception as error:
             raise batch_encode_error(error, self._type, messages, self.encode_one) from error
 
-    def decode(self, payload: bytes | memoryview, count: int) -> list[T]:
+    def decode(self, payload: Payload | memoryview, count: int) -> list[T]:
         try:
-            messages: list[T] = self._decode_all(payload)
+            messages: list[T] = self._decode_all(whole(payload))
         except Exception as error:
             raise decode_error(error, self._type) from error
         check_count(len(messages), count)
         return messages
 
-    def split(self, payload: bytes | memoryview, count: int) -> list[bytes]:
+    def split(self, payload: Payload | memoryview, count: int) -> list[bytes]:
         try:
             try:
-                raws = list(map(bytes, self._split(payload)))
+                raws = list(map(bytes, self._split(whole(payload))))
             except RecursionError:
                 raws = self._scan(bytes(payload))
         except ValueError as error:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from flowkit.codecs import Codec, encode_extras
 from flowkit.errors import EncodeError, MessageTooLarge
-from flowkit.message import Key, message_id
+from flowkit.message import Key, Payload, message_id
 from flowkit.protocol.batching import MAX_COUNT, Pace
 from flowkit.protocol.events import (
     Action,
@@ -464,7 +464,7 @@ def _encode(
     keys: list[Key] | None,
     headers: list[Any] | None,
     size: int,
-) -> Iterable[tuple[Cut, bytes, bytes]]:
+) -> Iterable[tuple[Cut, Payload, bytes]]:
     for piece in outlet.router.cut(messages, keys, headers, max(size, 1)) if messages else ():
         payload = outlet.codec.encode(piece.messages)
         for part, body in _halve(outlet.codec.encode, piece, payload):
@@ -472,8 +472,8 @@ def _encode(
 
 
 def _halve(
-    encode: Callable[[Sequence[Any]], bytes], piece: Cut, payload: bytes
-) -> Iterable[tuple[Cut, bytes]]:
+    encode: Callable[[Sequence[Any]], Payload], piece: Cut, payload: Payload
+) -> Iterable[tuple[Cut, Payload]]:
     """Cut a piece that is too large in two, and again. Depends on its content alone."""
     if len(payload) <= BATCH_BYTES:
         yield piece, payload

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from flowkit import wire
+from flowkit.message import Payload
 from flowkit.protocol.batching import MAX_COUNT
 from flowkit.protocol.events import (
     Action,
@@ -62,7 +63,7 @@ class OutBatch:
         work: Work,
         id: bytes,
         count: int,
-        payload: bytes,
+        payload: Payload,
         extras: bytes,
         group: int,
         own: bool,

@@ -161,7 +161,7 @@ class _Batch:
         return index if self.places is None else self.places[index]
 
 
-def _is_careful(batch: InBatch) -> bool:
+def is_careful(batch: InBatch) -> bool:
     """Whether one of its messages may be the one that kills: it was in flight at a death."""
     return batch.attempts > 0 and not batch.terms.lossy
 
@@ -194,7 +194,7 @@ class PlainInlet(Inlet):
             self._current = current
         elif began < current.due:
             return False
-        if _is_careful(current.batch) and shop.careful is not None:
+        if is_careful(current.batch) and shop.careful is not None:
             return False  # a turn is asked for when that one returns
         shop.gauges[HANDLER] = self.number
         shop.gauges[SINCE_NS] = int(began * 1e9)
@@ -240,7 +240,7 @@ class PlainInlet(Inlet):
 
     def _go_on(self, current: _Batch) -> None:
         """Call the handler until the batch is through, or a message must wait for another try."""
-        careful = _is_careful(current.batch)
+        careful = is_careful(current.batch)
         if careful:
             note_care(self.shop.gauges, current.batch.terms.index, current.batch.id)
         while current.start < len(current.messages):

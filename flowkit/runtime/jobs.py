@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from flowkit.channels import In, Outbox, current_outboxes
@@ -20,26 +20,41 @@ from flowkit.protocol.lineage import Work
 from flowkit.protocol.receiver import InBatch
 from flowkit.protocol.routing import extractor, itself
 from flowkit.runtime.handling import FAILED, extras_of, messages_of, metas_of
-from flowkit.runtime.inlet import Inlet, Shop, backoff
+from flowkit.runtime.inlet import Inlet, Shop, backoff, is_careful
 from flowkit.runtime.shared import CARE, HANDLER, SINCE_NS, TIMES, done_care, note_care
 from flowkit.topology.plan import LinkPlan
 
 
-class _Item(NamedTuple):
+class _Piece(NamedTuple):
+    """Some messages of one batch, in order: as few objects for many messages as for one."""
+
     batch: InBatch
-    place: int
-    message: Any
-    meta: Meta | None
-    key: Any
+    places: Sequence[int]
+    """Where the messages stand in the batch."""
+    messages: list[Any]
+    metas: list[Meta] | None
+    keys: list[Any] | None
+    """What the order of handlers that run side by side depends on, if it is to be kept."""
+
+    def part(self, start: int, stop: int) -> _Piece:
+        if start == 0 and stop >= len(self.messages):
+            return self
+        return _Piece(
+            self.batch,
+            self.places[start:stop],
+            self.messages[start:stop],
+            None if self.metas is None else self.metas[start:stop],
+            None if self.keys is None else self.keys[start:stop],
+        )
 
 
 class _Unit:
     """One call of the handler."""
 
-    __slots__ = ("items", "boxes", "attempts", "due")
+    __slots__ = ("pieces", "boxes", "attempts", "due")
 
-    def __init__(self, items: list[_Item]) -> None:
-        self.items = items
+    def __init__(self, pieces: list[_Piece]) -> None:
+        self.pieces = pieces
         self.boxes: dict[str, Outbox] | None = None
         self.attempts = 0
         self.due = 0.0
@@ -47,7 +62,7 @@ class _Unit:
     @property
     def careful(self) -> bool:
         """Whether one of its messages was in flight when somebody died."""
-        return any(item.batch.attempts > 0 and not item.batch.terms.lossy for item in self.items)
+        return any(is_careful(piece.batch) for piece in self.pieces)
 
 
 class _Job:
@@ -60,7 +75,7 @@ class _Job:
         self.units = units
         self.remaining = len(units)
         self.began = began
-        self.count = sum(len(unit.items) for unit in units)
+        self.count = sum(len(piece.messages) for unit in units for piece in unit.pieces)
         self.size = size
 
 
@@ -123,7 +138,8 @@ class JobInlet(Inlet):
         self._working = 0
         """Coroutine handlers that run; a task that waits for its next try has none."""
         self._looked = 0.0
-        self._group: deque[_Item] = deque()
+        self._group: deque[_Piece] = deque()
+        self._grouped = 0  # messages in it
         self._group_since = 0.0
         self._held: dict[InBatch, _Held] = {}
         self._stopping = False
@@ -190,48 +206,47 @@ class JobInlet(Inlet):
 
     def _accept(self, batch: InBatch, work: Work) -> None:
         began = self.shop.clock()
-        items = self._items(batch)
-        careful = batch.attempts > 0 and not batch.terms.lossy
+        piece = self._piece(batch)
+        count = len(piece.messages)
+        careful = is_careful(batch)
         if self.channel.within is None or careful:
             # A message that may be the one that kills is handed over alone, and at once.
             size = 1 if careful else self.channel.batch or 1
-            units = [_Unit(items[at : at + size]) for at in range(0, len(items), size)]
+            units = [_Unit([piece.part(at, at + size)]) for at in range(0, count, size)]
             self._add(_Job(work, units, began, batch.size))
             return
-        if not items:
+        if not count:
             work.finish()
             return
         if not self._group:
             self._group_since = began
-        self._held[batch] = _Held(work, len(items))
-        self._group.extend(items)
-        while len(self._group) >= (self.channel.batch or 1):
+        self._held[batch] = _Held(work, count)
+        self._group.append(piece)
+        self._grouped += count
+        while self._grouped >= (self.channel.batch or 1):
             self._hand_over()
 
-    def _items(self, batch: InBatch) -> list[_Item]:
+    def _piece(self, batch: InBatch) -> _Piece:
+        """All messages of a batch that are to be handled."""
         shop = self.shop
         link = batch.terms.index
         messages, found = messages_of(batch, shop.codecs[link], shop.undertaker)
-        places = range(len(messages)) if found is None else found
+        places: Sequence[int] = range(len(messages)) if found is None else found
         if shop.poisons:
             bad = shop.isolate(batch, places)
             kept = [number for number, place in enumerate(places) if place not in bad]
             messages = [messages[number] for number in kept]
             places = [places[number] for number in kept]
-        metas: list[Meta | None] = [None] * len(messages)
-        if self.how.wants_meta:
-            metas = list(metas_of(batch, places))
+        metas = list(metas_of(batch, places)) if self.how.wants_meta else None
+        keys = None
         key_of = self._key_of.get(link)
-        if key_of is None:
-            return [
-                _Item(batch, place, message, meta, None)
-                for place, message, meta in zip(places, messages, metas, strict=True)
+        if key_of is not None:
+            given, _ = extras_of(batch)
+            keys = [
+                _key(given[place] if given else None, message, key_of)
+                for place, message in zip(places, messages, strict=True)
             ]
-        keys, _ = extras_of(batch)
-        return [
-            _Item(batch, place, message, meta, _key(keys[place] if keys else None, message, key_of))
-            for place, message, meta in zip(places, messages, metas, strict=True)
-        ]
+        return _Piece(batch, places, messages, metas, keys)
 
     def _is_due(self) -> bool:
         due = self.due_at
@@ -239,17 +254,27 @@ class JobInlet(Inlet):
 
     def _hand_over(self) -> None:
         """Make a group of what waits. Its messages' batches are acknowledged only after it."""
-        size = min(len(self._group), self.channel.batch or 1)
-        items = [self._group.popleft() for _ in range(size)]
+        size = min(self._grouped, self.channel.batch or 1)
+        self._grouped -= size
+        pieces: list[_Piece] = []
+        while size:
+            piece = self._group.popleft()
+            count = len(piece.messages)
+            if count > size:
+                self._group.appendleft(piece.part(size, count))
+                piece, count = piece.part(0, size), size
+            pieces.append(piece)
+            size -= count
         self._group_since = self.shop.clock()
-        batches = dict.fromkeys(item.batch for item in items)
-        root = self.shop.engine.begin(parents=tuple(self._held[one].work for one in batches))
-        for item in items:
-            self._held[item.batch].remaining -= 1
-        for batch in batches:
-            if self._held[batch].remaining == 0:
-                self._held.pop(batch).work.finish()
-        self._add(_Job(root, [_Unit(items)], self.shop.clock(), 0))
+        # A batch has one piece in a group at most: what was cut off it comes first in the next.
+        held = [self._held[piece.batch] for piece in pieces]
+        root = self.shop.engine.begin(parents=tuple(one.work for one in held))
+        for piece, one in zip(pieces, held, strict=True):
+            one.remaining -= len(piece.messages)
+            if one.remaining == 0:
+                del self._held[piece.batch]
+                one.work.finish()
+        self._add(_Job(root, [_Unit(pieces)], self.shop.clock(), 0))
 
     def _add(self, job: _Job) -> None:
         if self._ordered:
@@ -284,7 +309,8 @@ class JobInlet(Inlet):
         return started
 
     def _slot(self, unit: _Unit) -> int | None:
-        key = unit.items[0].key
+        keys = unit.pieces[0].keys
+        key = None if keys is None else keys[0]
         try:
             return None if key is None else slot_of(key)
         except TypeError:  # no key, so no order was asked for
@@ -304,13 +330,14 @@ class JobInlet(Inlet):
         self.shop.wake()
 
     def _arguments(self, unit: _Unit) -> tuple[Any, ...]:
+        first = unit.pieces[0]
         if self.channel.batch is None:
-            item = unit.items[0]
-            return (item.message, item.meta) if self.how.wants_meta else (item.message,)
-        messages = [item.message for item in unit.items]
-        if self.how.wants_meta:
-            return messages, [item.meta for item in unit.items]
-        return (messages,)
+            return first.messages[0], *(first.metas or ())
+        # Lists of their own: a handler that fails may have changed what it was given.
+        messages = [message for piece in unit.pieces for message in piece.messages]
+        if first.metas is None:
+            return (messages,)
+        return messages, [meta for piece in unit.pieces for meta in piece.metas or ()]
 
     def _call(self, job: _Job, unit: _Unit) -> None:
         shop = self.shop
@@ -343,10 +370,10 @@ class JobInlet(Inlet):
         gauges = self.shop.gauges
         gauges[HANDLER] = self.number
         if unit.careful:
-            item = unit.items[0]
+            first = unit.pieces[0]
             self.shop.careful = self
-            note_care(gauges, item.batch.terms.index, item.batch.id)
-            gauges[CARE[3]] = item.place
+            note_care(gauges, first.batch.terms.index, first.batch.id)
+            gauges[CARE[3]] = first.places[0]
 
     def _exit(self, unit: _Unit) -> None:
         self.shop.gauges[HANDLER] = 0
@@ -391,14 +418,14 @@ class JobInlet(Inlet):
             self._waiting.extendleft(reversed(behind))
 
     def _clocked(self, unit: _Unit, seconds: float) -> None:
-        count = len(unit.items)
+        count = sum(len(piece.messages) for piece in unit.pieces)
         record(self.shop.gauges, TIMES, seconds / count, count)
 
     def _bury(self, unit: _Unit, error: BaseException) -> None:
         undertaker, codecs = self.shop.undertaker, self.shop.codecs
-        for batch in dict.fromkeys(item.batch for item in unit.items):
-            places = [item.place for item in unit.items if item.batch is batch]
-            undertaker.bury(batch, places, codecs[batch.terms.index], error, unit.attempts)
+        for piece in unit.pieces:
+            codec = codecs[piece.batch.terms.index]
+            undertaker.bury(piece.batch, piece.places, codec, error, unit.attempts)
 
     def _done(self, job: _Job) -> None:
         job.remaining -= 1

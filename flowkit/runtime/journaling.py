@@ -82,7 +82,7 @@ class JournalDriver:
             return
         for batch in action.batches:
             entry = self._journal.append(
-                batch.id, batch.cut, batch.count, batch.group, batch.payload, batch.extras
+                batch.id, batch.cut, batch.count, batch.group, bytes(batch.payload), batch.extras
             )
             self._journal.forget(batch.id[:4], int.from_bytes(batch.id[4:10]) - batch.span)
             self._waiting.append((batch, entry))

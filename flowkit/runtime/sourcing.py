@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
-from functools import partial
 from typing import Any
 
 from flowkit.channels import CLOSED, Outbox
@@ -18,7 +17,6 @@ from flowkit.clock import Clock
 from flowkit.errors import ReplicaError
 from flowkit.message import Many
 from flowkit.node import Node, Source
-from flowkit.protocol.batching import MAX_COUNT
 from flowkit.protocol.engine import Engine
 from flowkit.protocol.lineage import Work
 from flowkit.runtime.handling import Ports
@@ -53,10 +51,7 @@ class Outflow:
     def open(self) -> None:
         """Let the ports send while no handler runs: for `run()`."""
         for name in self._ports.names:
-            box = Outbox()
-            box.limit = 1
-            box.on_limit = partial(self._reached, name)
-            self._boxes[name] = self._ports.idle[name] = box
+            self._boxes[name] = self._ports.idle[name] = Outbox(self.wake)
         self._ports.close()
 
     async def close(self) -> None:
@@ -96,23 +91,12 @@ class Outflow:
             self.wake()
             await waiter
 
-    def _reached(self, name: str) -> None:
-        box = self._boxes[name]
-        if len(box.messages) >= MAX_COUNT:
-            self._flush_boxes()
-        if box.messages:
-            # The first message of this turn, or no room: see to it that a turn's end sends it.
-            box.limit = len(box.messages) - 1 + MAX_COUNT
-            self._ports.ports[name].use(box)
-        self.wake()
-
     def _flush_boxes(self) -> None:
         if self.engine.roots.full:
             return  # what is sent waits, and leaves as one when the lowest root is settled
         for name, box in self._boxes.items():
             if box.messages:
                 self.emit(name, box)
-                box.limit = 1
                 if self._ports.idle[name] is box:
                     self._ports.ports[name].use(box)
 

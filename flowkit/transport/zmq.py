@@ -57,6 +57,10 @@ TURN_SECONDS = 0.010
 TURN_MESSAGES = 1000
 """For how long, and for how many messages, an endpoint may hold the loop before others come."""
 
+ZERO_COPY = 256 << 10
+"""Bytes from which on a part is sent from where it lies. Below that a copy is cheaper than the
+thread of pyzmq that is told when ZeroMQ is done with it."""
+
 MAX_FRAME = (1 << 30) + (1 << 16)
 """A line that announces a larger part is dropped before memory is taken for it."""
 
@@ -116,7 +120,7 @@ class _Endpoint:
         self._look_due = False
         self._reading = False
         # The methods of zmq.Socket itself look at every argument in Python again.
-        self._send_part: Callable[[bytes, int], object] = PlainSocket.send.__get__(socket)
+        self._send_part: Callable[..., object] = PlainSocket.send.__get__(socket)
         self._receive_part: Callable[..., Any] = PlainSocket.recv.__get__(socket)
         self._get: Callable[[int], Any] = PlainSocket.get.__get__(socket)
         self._stream = _Stream(socket)
@@ -185,8 +189,12 @@ class _Endpoint:
             if first is not None:
                 send(first, _MORE)
             for part in parts[:-1]:
-                send(part, _MORE)
-            send(parts[-1], _WAIT_NOT)
+                if len(part) < ZERO_COPY:
+                    send(part, _MORE)
+                else:
+                    send(part, _MORE, False)
+            last = parts[-1]
+            send(last, _WAIT_NOT, len(last) < ZERO_COPY)
         except zmq.ZMQError as error:
             if error.errno not in _GONE:
                 raise

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from flowkit.codecs import CODECS, Codec, codec_for
 from flowkit.codecs.json import scan as scan_json
 from flowkit.codecs.msgpack import scan as scan_msgpack
+from flowkit.codecs.raw import LARGE
 from flowkit.errors import DeclarationError, DecodeError, EncodeError
+from flowkit.message import Pieces
 
 
 @dataclass
@@ -377,20 +379,77 @@ def test_an_encode_error_names_the_type_of_the_culprit(
     codec = codec_for(type_, name)
     good: Any = b"good" if name == "raw" else "good"
     with pytest.raises(EncodeError, match=f"^{called} cannot be sent as "):
-        codec.encode([good, message, good])
+        codec.encode([good, good, message] if name == "raw" else [good, message, good])
     with pytest.raises(EncodeError, match=f"^{called} cannot be sent as "):
         codec.encode_one(message)
 
 
 def test_a_batch_that_cannot_even_be_looked_through_is_an_encode_error() -> None:
-    class Once(list[Any]):
+    class Once:
         """Empty, when it is looked through for the culprit."""
 
+        looked = False
+
         def __iter__(self) -> Any:
-            yield from [Plain(1)] if self.pop() else []
+            yield from [] if self.looked else [Plain(1)]
+            self.looked = True
 
     with pytest.raises(EncodeError, match="^cannot be sent as Any"):
-        codec_for(Any).encode(Once([False, True]))
+        codec_for(Any).encode(Once())  # type: ignore[arg-type]
+
+
+def test_what_is_no_bytes_in_the_middle_of_a_batch_is_found_where_it_arrives() -> None:
+    codec = codec_for(bytes)
+    payload = codec.encode([b"a", "b", {"c": 1}, b"d"])
+    with pytest.raises(DecodeError, match="^not bytes"):
+        codec.decode(payload, 4)
+    raws = codec.split(payload, 4)
+    assert [codec.decode_one(raws[0]), codec.decode_one(raws[3])] == [b"a", b"d"]
+    for raw, kind in ((raws[1], "str"), (raws[2], "dict")):
+        with pytest.raises(DecodeError, match=f"^not bytes: {kind}"):
+            codec.decode_one(raw)
+
+
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 256])
+def test_large_messages_stand_in_pieces_that_join_to_what_all_others_are(count: int) -> None:
+    codec = codec_for(bytes)
+    messages = [bytes([number % 256]) * (LARGE + number) for number in range(count)]
+    payload = codec.encode(messages)
+    assert isinstance(payload, Pieces)
+    assert len(payload) == len(bytes(payload))
+    assert bytes(payload) == msgspec.msgpack.encode(messages)
+    decoded = codec.decode(payload, count)
+    assert all(one is other for one, other in zip(decoded, messages, strict=True)), "not copied"
+    assert codec.decode(bytes(payload), count) == codec.split(payload, count) == messages
+    with pytest.raises(DecodeError):
+        codec.decode(payload, count + 1)
+
+
+def test_pieces_cut_in_other_places_are_the_same_payload() -> None:
+    codec = codec_for(bytes)
+    messages = [b"x" * LARGE, b"y" * LARGE]
+    whole = bytes(codec.encode(messages))
+    for cut in (1, 6, 7, LARGE, LARGE + 6, len(whole) - 1):
+        assert codec.decode(Pieces([whole[:cut], whole[cut:]]), 2) == messages
+    for other in ("msgpack", "json"):
+        text = codec_for(list[int], other).encode([[1], [2, 3]])
+        assert codec_for(list[int], other).decode(Pieces([text[:2], text[2:]]), 2) == [[1], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [b"x" * LARGE, b"small"],
+        [b"small", b"x" * LARGE],
+        [b"x" * LARGE, bytearray(LARGE), b"x" * LARGE],
+        [b"x" * LARGE] * 257,
+    ],
+    ids=["small", "first", "odd", "many"],
+)
+def test_other_batches_are_in_one_piece(messages: list[bytes]) -> None:
+    payload = codec_for(bytes).encode(messages)
+    assert isinstance(payload, bytes)
+    assert codec_for(bytes).decode(payload, len(messages)) == [bytes(one) for one in messages]
 
 
 @pytest.mark.parametrize("name", ["msgpack", "json", "pickle"])

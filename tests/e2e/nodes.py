@@ -169,6 +169,9 @@ class Tally(Node):
 class Journal(Sink):
     """Appends "number id" lines to `path`, in one write for each commit.
 
+    A kill may cut a write short at the end of a page: what follows the last whole line was never
+    acknowledged, and is cut off before anything is appended to it.
+
     `die_in` names the hook ("handler", "commit", "finish") in which it is killed, once, when it has
     written something before; `gate` is a file without which no handler returns.
     """
@@ -183,7 +186,9 @@ class Journal(Sink):
         self.commits = 0
 
     def setup(self) -> None:
-        self.file = os.open(self.path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        self.file = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_APPEND)
+        content = Path(self.path).read_bytes()
+        os.ftruncate(self.file, content.rfind(b"\n") + 1)
 
     def on_numbers(self, number: int, meta: Meta) -> None:
         self.lines.append(f"{number} {meta.id}\n")
@@ -191,7 +196,9 @@ class Journal(Sink):
             self._die("handler")
 
     def commit(self) -> None:
-        os.write(self.file, "".join(self.lines).encode())
+        data = "".join(self.lines).encode()
+        while data:
+            data = data[os.write(self.file, data) :]
         self.lines.clear()
         self._die("commit")
         self.commits += 1
