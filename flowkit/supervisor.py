@@ -23,9 +23,11 @@ from types import TracebackType
 from flowkit.clock import Clock, monotonic
 from flowkit.control.client import leave_contact
 from flowkit.control.replays import Replays
+from flowkit.control.taps import Listener, Tap, Taps
 from flowkit.control.watcher import Logging
 from flowkit.control.watcher import Silent as Silent
 from flowkit.control.watcher import Watcher as Watcher
+from flowkit.control.words import Words
 from flowkit.errors import DirtyStop, FlowkitError, WireError
 from flowkit.journal import holds_batches
 from flowkit.launchers.base import Launcher
@@ -138,6 +140,8 @@ class Supervisor:
         self._rundir = RunDirectory(self.plan.project, self.plan.path)
         self._journals = self._rundir.state / "journals"
         self._replays = Replays(self._run, self._pass_on)
+        self._words = Words(self._record, self._tell, in_process)
+        self._taps = Taps(self._tell)
         self._peers: dict[bytes, tuple[Replica, int]] = {}
         self._peer_of: dict[tuple[str, int], tuple[bytes, int]] = {}
         self._outputs: dict[tuple[str, int], Output] = {}
@@ -232,6 +236,7 @@ class Supervisor:
             await asyncio.gather(self._relaunch, return_exceptions=True)
         if self._launcher is not None:
             await self._launcher.close()
+        self._words.close()
         for output in self._outputs.values():
             output.close()
         if self._transport is not None:
@@ -303,6 +308,24 @@ class Supervisor:
             self._seconds or now - self._began,
             self._last_words,
         )
+
+    # -- words and taps ------------------------------------------------------------------------
+
+    def set_level(self, node: str, replica: int | None, level: int | str, logger: str = "") -> None:
+        """Set a log level while the project runs; see `flowkit.control.words.Words.set_level`."""
+        self._words.set_level(self.plan, node, replica, level, logger)
+
+    def tap(self, node: str, channel: str, on_message: Listener, limit: int | None = None) -> Tap:
+        """Show `on_message` what passes through a channel; see `flowkit.control.taps.Taps.open`."""
+        return self._taps.open(self.plan, node, channel, on_message, limit)
+
+    def _record(self, key: tuple[str, int], record: control.Record) -> None:
+        if (output := self._outputs.get(key)) is not None:
+            output.remember(record)
+        self._watcher.record(f"{key[0]}.{key[1]}", record)
+
+    def _tell(self, key: tuple[str, int], message: control.FromSupervisor) -> None:
+        self._pass_on(self._project.replicas[key], message)
 
     # -- set-up --------------------------------------------------------------------------------
 
@@ -376,6 +399,8 @@ class Supervisor:
             self._peer_of[key] = (peer, message.incarnation)
             if self._project.ready(*key, message.incarnation, message.addresses):
                 self._peers[peer] = (self._project.replicas[key], message.incarnation)
+                self._words.ready(key)
+                self._taps.ready(key)
             else:
                 if before is not None:
                     self._peer_of[key] = before
@@ -388,7 +413,11 @@ class Supervisor:
                 self.replay(message.numbers, lambda answer: self._answer(peer, answer))
         elif peer in self._peers:
             replica, incarnation = self._peers[peer]
-            if isinstance(message, control.Done):
+            if isinstance(message, control.Said):
+                self._words.said((replica.node, replica.number), message)
+            elif isinstance(message, control.Tapped):
+                self._taps.tapped((replica.node, replica.number), message)
+            elif isinstance(message, control.Done):
                 self._project.done(replica, incarnation)
                 grace = max(LEAVE_GRACE, self.plan.node(replica.node).watchdog)
                 self._later(grace, self._hurry, replica, incarnation, grace)
@@ -418,6 +447,7 @@ class Supervisor:
     def _exited(self, name: str, code: int, error: str | None) -> None:
         key, incarnation = _parse(name)
         self._pids.pop(key, None)
+        self._words.gone(key)
         output = self._outputs.get(key)
         if output is not None:
             output.drain()
@@ -569,6 +599,8 @@ class Supervisor:
             books=str(rows),
             journals=str(self._journals),
             store=str(self._rundir.state / "flowkit.db"),
+            box="" if self._in_process else str(rows.with_suffix(".box")),
+            levels=self._words.levels(key),
         )
         stdout = stderr = None
         if not self._in_process:
@@ -576,8 +608,10 @@ class Supervisor:
             if old is not None:
                 old.close()
             output = self._outputs[key] = Output(
-                lambda line: self._watcher.output(replica.name, line)
+                lambda line: self._watcher.output(replica.name, line),
+                lambda record: self._record(key, record),
             )
+            self._words.expect(key, replica.incarnation, Path(description.box))
             stdout, stderr = output.writer, os.dup(output.writer)
         self._launcher.launch(
             name,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from itertools import cycle
 from pathlib import Path
 from typing import TextIO
@@ -13,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from flowkit.message import message_id
+from flowkit.protocol.control import Record
 from flowkit.protocol.project import Died, Poisoned, Status
 from flowkit.report import Report
 from flowkit.topology.plan import Plan
@@ -69,18 +72,20 @@ class Screen:
         count = sum(node.replicas for node in plan.nodes)
         replicas = f"{count} replica{'s' if count != 1 else ''}"
         self._print(Text(f"flowkit {version} · {plan.project} · {replicas}"))
-        for link in plan.links:
-            if link.durable and link.fsync == "never":
-                window = "with the machine, what the system has not yet written to the disk"
-                self._print(Text(f"{link.name}: fsync never: may lose, {window}"))
-            elif link.durable and link.fsync != "group":
-                window = f"with the machine, the last {link.fsync.partition(':')[2]}"
-                self._print(Text(f"{link.name}: fsync {link.fsync}: may lose, {window}"))
+        for line in window_of_loss(plan):
+            self._print(Text(line))
 
     # -- the supervisor tells ------------------------------------------------------------------
 
     def output(self, replica: str, line: bytes) -> None:
         self._line(replica, line.decode("utf-8", "backslashreplace"))
+
+    def record(self, replica: str, record: Record) -> None:
+        when = datetime.fromtimestamp(record.time).strftime("%H:%M:%S")
+        first, *others = record.text.split("\n")
+        self._line(replica, f"{when} {logging.getLevelName(record.level)} {first}", record.level)
+        for line in [*others, *record.traceback.splitlines()]:
+            self._line(replica, line)
 
     def ready(self, seconds: float) -> None:
         assert self._plan is not None
@@ -96,21 +101,22 @@ class Screen:
         if replica.lost_state:
             how += "; what it held in memory is lost"
         if event.delay is None:
-            self._line(SUPERVISOR, f"{how}; {event.reason}, stopping the project")
+            text = f"{how}; {event.reason}, stopping the project"
+            self._line(SUPERVISOR, text, logging.ERROR)
             return
         again = f"restart {replica.restarts}" + (f"/{budget}" if budget is not None else "")
-        self._line(SUPERVISOR, f"{how}; {again} in {human_seconds(event.delay)}")
+        text = f"{how}; {again} in {human_seconds(event.delay)}"
+        self._line(SUPERVISOR, text, logging.WARNING)
 
     def note(self, text: str) -> None:
-        self._line(SUPERVISOR, text)
+        self._line(SUPERVISOR, text, logging.WARNING)
 
     def poisoned(self, event: Poisoned) -> None:
         assert self._plan is not None
         link = self._plan.links[event.message.link].name
         name = message_id(event.message.id, event.message.index)
-        self._line(
-            SUPERVISOR, f"message {name} on {link} kills {event.replica.node}: it is given up"
-        )
+        text = f"message {name} on {link} kills {event.replica.node}: it is given up"
+        self._line(SUPERVISOR, text, logging.ERROR)
 
     def draining(self, in_flight: int) -> None:
         plural = "" if in_flight == 1 else "s"
@@ -191,11 +197,16 @@ class Screen:
                 )
             )
 
-    def _line(self, name: str, text: str) -> None:
-        colour = self._colours.get(name, "")
-        prefix = Text(f"{name:<{self._width}} | ", style=colour)
-        self._print(prefix + Text.from_ansi(text) if self._console.color_system else
-                    Text(f"{name:<{self._width}} | {text}"))  # fmt: skip
+    def _line(self, name: str, text: str, level: int = logging.INFO) -> None:
+        """Print a line of a replica, or of the supervisor; the word of its level has a colour."""
+        if not self._console.color_system:
+            self._print(Text(f"{name:<{self._width}} | {text}"))
+            return
+        shown = Text.from_ansi(text)
+        if level >= logging.WARNING and name != SUPERVISOR:
+            style = "bold red" if level >= logging.ERROR else "yellow"
+            shown.highlight_words([logging.getLevelName(level)], style)
+        self._print(Text(f"{name:<{self._width}} | ", self._colours.get(name, "")) + shown)
 
     def _print(self, text: Text) -> None:
         if self._broken:
@@ -205,6 +216,19 @@ class Screen:
         except BrokenPipeError:
             self._broken = True
             self.on_broken()
+
+
+def window_of_loss(plan: Plan) -> list[str]:
+    """What the durable links may lose with the machine, as they are configured."""
+    lines = []
+    for link in plan.links:
+        if link.durable and link.fsync == "never":
+            window = "with the machine, what the system has not yet written to the disk"
+            lines.append(f"{link.name}: fsync never: may lose, {window}")
+        elif link.durable and link.fsync != "group":
+            window = f"with the machine, the last {link.fsync.partition(':')[2]}"
+            lines.append(f"{link.name}: fsync {link.fsync}: may lose, {window}")
+    return lines
 
 
 def _how(code: int, error: str | None) -> str:

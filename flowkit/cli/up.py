@@ -7,12 +7,15 @@ import json
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
 
 from flowkit import __version__
 from flowkit.cli import terminal
+from flowkit.cli.jsonlines import JsonLines
+from flowkit.cli.relay import relayed
 from flowkit.cli.show import Screen
 from flowkit.errors import OperatorError
 from flowkit.report import Report
@@ -46,6 +49,12 @@ class _Duration(click.ParamType[float]):
 @click.option("--resume", is_flag=True, help="Go on from the positions an earlier run left.")
 @click.option("--fresh", is_flag=True, help="Forget positions an earlier run left.")
 @click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="json: what happens and what nodes print and log, one JSON object a line.",
+)
+@click.option(
     "--drain-timeout",
     type=_Duration(),
     default=DRAIN_TIMEOUT,
@@ -57,6 +66,7 @@ def command(
     in_process: bool,
     resume: bool,
     fresh: bool,
+    log_format: str,
     drain_timeout: float,
 ) -> int:
     """Run the topology in FILE until its stream ends or Ctrl-C.
@@ -75,10 +85,14 @@ def command(
             raise OperatorError(
                 f"cannot write the report {report_file}", hint=f"make {folder} a writable folder"
             )
-    screen = Screen(sys.stdout, colour=terminal.use_colour(sys.stdout))
+    screen: Screen
+    if log_format == "json":
+        screen = JsonLines(sys.stdout)
+    else:
+        screen = Screen(sys.stdout, colour=terminal.use_colour(sys.stdout))
     supervisor = Supervisor(file, in_process=in_process, resume=resume, fresh=fresh, watcher=screen)
     screen.begin(__version__, supervisor.plan)
-    with terminal.without_control_echo():
+    with terminal.without_control_echo(), relayed(screen) if in_process else nullcontext():
         report = asyncio.run(_run(supervisor, screen, drain_timeout))
     screen.end(report, supervisor.state_directory)
     if report_file is not None:
