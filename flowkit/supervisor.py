@@ -22,18 +22,18 @@ from types import TracebackType
 
 from flowkit import __version__
 from flowkit import status as statuses
-from flowkit.clock import Clock, monotonic, wall
+from flowkit.clock import Clock, monotonic
 from flowkit.control.capture import Captures
 from flowkit.control.door import Door, Listening
-from flowkit.control.places import leave_contact
-from flowkit.control.recorder import Recorder
-from flowkit.control.records import RunRecord
+from flowkit.control.reception import Reception
 from flowkit.control.replays import Replays
-from flowkit.control.server import LAST_WORDS, ControlServer
+from flowkit.control.server import LAST_WORDS
 from flowkit.control.standstill import Standstill
+from flowkit.control.taps import Listener, Tap, Taps
 from flowkit.control.watcher import Logging, Several
 from flowkit.control.watcher import Silent as Silent
 from flowkit.control.watcher import Watcher as Watcher
+from flowkit.control.words import Words
 from flowkit.errors import FlowkitError, WireError
 from flowkit.figures import Figures, Run, Scene
 from flowkit.launchers.base import Launcher
@@ -149,9 +149,11 @@ class Supervisor:
         self._figures = Figures()
         self._door = Door(http)
         self._sampling: asyncio.TimerHandle | None = None
+        self._words = Words(self._record, self._tell, in_process)
+        self._taps = Taps(self._tell)
         self._peers: dict[bytes, tuple[Replica, int]] = {}
         self._peer_of: dict[tuple[str, int], tuple[bytes, int]] = {}
-        self._captures = Captures(lambda name, line: self._watcher.output(name, line))
+        self._captures = Captures(lambda name, line: self._watcher.output(name, line), self._record)
         self._pids: dict[tuple[str, int], int] = {}
         self._handles: set[asyncio.TimerHandle] = set()
         self._standstill = Standstill(self.plan, self._show_and_kill)
@@ -164,8 +166,7 @@ class Supervisor:
         self._binding: Binding | None = None
         self._clients: ZmqTransport | None = None
         """For clients alone, where replicas use memory."""
-        self._recorder: Recorder | None = None
-        self._server: ControlServer | None = None
+        self._reception: Reception | None = None
         self._store: Store | None = None
         self._began = 0.0
         self._seconds = 0.0
@@ -205,7 +206,7 @@ class Supervisor:
         else:
             self._transport = sockets
         self._binding = self._transport.bind("control", self._from_replica)
-        self._serve_clients()
+        self._receive_clients()
         self._store.set_fact("topology", self.plan.path)
         self._launcher = self._make_launcher(hub)
         await self._launcher.start()
@@ -258,14 +259,13 @@ class Supervisor:
             await asyncio.gather(self._relaunch, return_exceptions=True)
         if self._launcher is not None:
             await self._launcher.close()
+        self._words.close()
         self._captures.close()
-        listened_to = self._server is not None and await self._server.close()
+        listened_to = self._reception is not None and await self._reception.close()
         for transport in (self._transport, self._clients):
             if transport is not None:
                 transport.close(LAST_WORDS if listened_to else 0.0)
                 transport.join()
-        if self._recorder is not None:
-            self._recorder.close()
         now = self._clock()
         for books in self._books.values():
             books.close(now, dead=False)
@@ -354,30 +354,34 @@ class Supervisor:
         self._sampling = self._loop.call_later(EVERY, self._sample)
         self._figures.sample(self._scene(), self._clock())
 
+    # -- words and taps ------------------------------------------------------------------------
+
+    def set_level(self, node: str, replica: int | None, level: int | str, logger: str = "") -> None:
+        """Set a log level while the project runs; see `flowkit.control.words.Words.set_level`."""
+        self._words.set_level(self.plan, node, replica, level, logger)
+
+    def tap(self, node: str, channel: str, on_message: Listener, limit: int | None = None) -> Tap:
+        """Show `on_message` what passes through a channel; see `flowkit.control.taps.Taps.open`."""
+        return self._taps.open(self.plan, node, channel, on_message, limit)
+
+    def _record(self, key: tuple[str, int], record: control.Record) -> None:
+        self._captures.remember(key, record)
+        self._watcher.record(f"{key[0]}.{key[1]}", record)
+
+    def _tell(self, key: tuple[str, int], message: control.FromSupervisor) -> None:
+        self._pass_on(self._project.replicas[key], message)
+
     # -- set-up --------------------------------------------------------------------------------
 
-    def _serve_clients(self) -> None:
+    def _receive_clients(self) -> None:
         """From now on others can look at the project, and change it."""
-        record = RunRecord(
-            project=self.plan.project,
-            file=self.plan.path,
-            directory=self._directory,
-            pid=os.getpid(),
-            run=self._run,
-            started=wall(),
-            state="starting",
-            replicas=len(self._project.replicas),
-            nodes=[node.name for node in self.plan.nodes],
-        )
-        links = [link.name for link in self.plan.links]
-        self._recorder = Recorder(self._rundir.state, record, links)
-        self._watcher = Several([self._watcher, self._recorder])
         binding = self._binding
         if self._clients is not None:
             binding = self._clients.bind("control", self._from_replica)
         assert binding is not None
-        self._server = ControlServer(self, self._recorder, self._token, self._clock, binding.send)
-        leave_contact(self._rundir.path, binding.address, self._token)
+        where = (self._clock, binding.address, self._token, binding.send)
+        self._reception = Reception(self, self._rundir, self._run, self._directory, *where)
+        self._watcher = Several([self._watcher, self._reception.recorder])
 
     def _begin_run(self) -> None:
         """Before the sources read. A run that never came so far leaves no trace."""
@@ -409,8 +413,7 @@ class Supervisor:
     # -- what happens --------------------------------------------------------------------------
 
     def _from_replica(self, peer: bytes, parts: list[bytes]) -> None:
-        if self._server is not None and self._server.is_from_client(parts):
-            self._server.received(peer, parts[1])
+        if self._reception is not None and self._reception.received(peer, parts):
             return
         try:
             message = control.from_replica(parts)
@@ -425,6 +428,8 @@ class Supervisor:
             self._peer_of[key] = (peer, message.incarnation)
             if self._project.ready(*key, message.incarnation, message.addresses):
                 self._peers[peer] = (self._project.replicas[key], message.incarnation)
+                self._words.ready(key)
+                self._taps.ready(key)
             else:
                 if before is not None:
                     self._peer_of[key] = before
@@ -434,7 +439,11 @@ class Supervisor:
                     self._binding.send(peer, gone)
         elif peer in self._peers:
             replica, incarnation = self._peers[peer]
-            if isinstance(message, control.Done):
+            if isinstance(message, control.Said):
+                self._words.said((replica.node, replica.number), message)
+            elif isinstance(message, control.Tapped):
+                self._taps.tapped((replica.node, replica.number), message)
+            elif isinstance(message, control.Done):
                 self._project.done(replica, incarnation)
                 grace = max(LEAVE_GRACE, self.plan.node(replica.node).watchdog)
                 self._later(grace, self._hurry, replica, incarnation, grace)
@@ -456,12 +465,13 @@ class Supervisor:
     def _started(self, name: str, pid: int) -> None:
         key, _ = _parse(name)
         self._pids[key] = pid
-        if self._recorder is not None:
-            self._recorder.launched(self._project.replicas[key], pid)
+        if self._reception is not None:
+            self._reception.launched(self._project.replicas[key], pid)
 
     def _exited(self, name: str, code: int, error: str | None) -> None:
         key, incarnation = _parse(name)
         self._pids.pop(key, None)
+        self._words.gone(key)
         self._captures.drain(key)
         replica = self._project.replicas[key]
         self._replays.died(replica)
@@ -546,8 +556,8 @@ class Supervisor:
             elif not self._over.done():
                 self._seconds = self._clock() - self._began
                 self._over.set_result(None)
-                if self._server is not None:
-                    self._server.ended(self.report().as_dict())
+                if self._reception is not None:
+                    self._reception.ended(self.report().as_dict())
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
@@ -597,9 +607,12 @@ class Supervisor:
             books=str(rows),
             journals=str(self._journals),
             store=str(self._rundir.state / "flowkit.db"),
+            box="" if self._in_process else str(rows.with_suffix(".box")),
+            levels=self._words.levels(key),
         )
         stdout = stderr = None
         if not self._in_process:
+            self._words.expect(key, replica.incarnation, Path(description.box))
             stdout, stderr = self._captures.open(key)
         self._launcher.launch(
             name,

@@ -64,6 +64,7 @@ HOMES = {
     "yaml": ["topology/"],
     "pydantic": ["topology/"],
     "rich": ["cli/"],
+    "opentelemetry": ["runtime/spans.py"],
     "click": ["cli/"],
 }
 

@@ -173,6 +173,7 @@ def _as_json(item: LogLine | Skipped) -> None:
         "replica": item.replica,
         "level": item.level or None,
         "text": item.text,
+        **({"more": True} if item.more else {}),
     }
     sys.stdout.write(json.dumps(found) + "\n")
 
@@ -197,12 +198,13 @@ class _Text:
         prefix = f"{item.replica:<{self._width}} | "
         colour = self._colour_of(item.replica)
         text = item.text
-        if item.level and item.replica != SUPERVISOR:
-            text = f"{item.level} {text}"
+        logged = item.level and item.replica != SUPERVISOR and not item.more
         when = datetime.fromtimestamp(item.time)
+        if logged:
+            text = f"{item.level} {text}"
         if self._timestamps:
             text = f"{when:%Y-%m-%d %H:%M:%S}.{when.microsecond // 1000:03} {text}"
-        elif item.level and item.replica != SUPERVISOR:
+        elif logged:
             text = f"{when:%H:%M:%S} {text}"
         fg = SEVERE.get(item.level)
         body = self._style(text, fg=fg) if fg else text

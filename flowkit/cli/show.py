@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from itertools import cycle
 from pathlib import Path
 from typing import TextIO
@@ -12,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from flowkit.control.watcher import death, drain, poison
+from flowkit.protocol.control import Record
 from flowkit.protocol.project import Died, Poisoned, Status
 from flowkit.report import Report
 from flowkit.topology.plan import Plan
@@ -73,18 +76,20 @@ class Screen:
         replicas = f"{count} replica{'s' if count != 1 else ''}"
         metrics = f" · metrics {url}/metrics" if url else ""
         self._print(Text(f"flowkit {version} · {plan.project} · {replicas}{metrics}"))
-        for link in plan.links:
-            if link.durable and link.fsync == "never":
-                window = "with the machine, what the system has not yet written to the disk"
-                self._print(Text(f"{link.name}: fsync never: may lose, {window}"))
-            elif link.durable and link.fsync != "group":
-                window = f"with the machine, the last {link.fsync.partition(':')[2]}"
-                self._print(Text(f"{link.name}: fsync {link.fsync}: may lose, {window}"))
+        for line in window_of_loss(plan):
+            self._print(Text(line))
 
     # -- the supervisor tells ------------------------------------------------------------------
 
     def output(self, replica: str, line: bytes) -> None:
         self._line(replica, line.decode("utf-8", "backslashreplace"))
+
+    def record(self, replica: str, record: Record) -> None:
+        when = datetime.fromtimestamp(record.time).strftime("%H:%M:%S")
+        first, *others = record.text.split("\n")
+        self._line(replica, f"{when} {logging.getLevelName(record.level)} {first}", record.level)
+        for line in [*others, *record.traceback.splitlines()]:
+            self._line(replica, line)
 
     def ready(self, seconds: float) -> None:
         assert self._plan is not None
@@ -96,14 +101,16 @@ class Screen:
         self.on_ready(seconds)
 
     def died(self, event: Died, budget: int | None) -> None:
-        self._line(SUPERVISOR, death(event, budget))
+        level = logging.ERROR if event.delay is None else logging.WARNING
+        self._line(SUPERVISOR, death(event, budget), level)
 
     def note(self, text: str) -> None:
-        self._line(SUPERVISOR, text)
+        self._line(SUPERVISOR, text, logging.WARNING)
 
     def poisoned(self, event: Poisoned) -> None:
         assert self._plan is not None
-        self._line(SUPERVISOR, poison(event, self._plan.links[event.message.link].name))
+        text = poison(event, self._plan.links[event.message.link].name)
+        self._line(SUPERVISOR, text, logging.ERROR)
 
     def draining(self, in_flight: int) -> None:
         self._line(SUPERVISOR, f"{drain(in_flight)} (Ctrl-C again to kill)")
@@ -175,13 +182,18 @@ class Screen:
         if report.seconds >= VERDICT_AFTER and report.verdict.bottleneck:
             self._print(Text(report.verdict.text))
 
-    def _line(self, name: str, text: str) -> None:
+    def _line(self, name: str, text: str, level: int = logging.INFO) -> None:
+        """Print a line of a replica, or of the supervisor; the word of its level has a colour."""
         if self.quiet:
             return
-        colour = self._colours.get(name, "")
-        prefix = Text(f"{name:<{self._width}} | ", style=colour)
-        self._print(prefix + Text.from_ansi(text) if self._console.color_system else
-                    Text(f"{name:<{self._width}} | {text}"))  # fmt: skip
+        if not self._console.color_system:
+            self._print(Text(f"{name:<{self._width}} | {text}"))
+            return
+        shown = Text.from_ansi(text)
+        if level >= logging.WARNING and name != SUPERVISOR:
+            style = "bold red" if level >= logging.ERROR else "yellow"
+            shown.highlight_words([logging.getLevelName(level)], style)
+        self._print(Text(f"{name:<{self._width}} | ", self._colours.get(name, "")) + shown)
 
     def _print(self, text: Text) -> None:
         if self._broken:
@@ -191,6 +203,19 @@ class Screen:
         except BrokenPipeError:
             self._broken = True
             self.on_broken()
+
+
+def window_of_loss(plan: Plan) -> list[str]:
+    """What the durable links may lose with the machine, as they are configured."""
+    lines = []
+    for link in plan.links:
+        if link.durable and link.fsync == "never":
+            window = "with the machine, what the system has not yet written to the disk"
+            lines.append(f"{link.name}: fsync never: may lose, {window}")
+        elif link.durable and link.fsync != "group":
+            window = f"with the machine, the last {link.fsync.partition(':')[2]}"
+            lines.append(f"{link.name}: fsync {link.fsync}: may lose, {window}")
+    return lines
 
 
 def _summary(report: Report) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -14,7 +15,9 @@ import click
 from flowkit import __version__
 from flowkit.cli import detach as detached
 from flowkit.cli import terminal
+from flowkit.cli.jsonlines import JsonLines
 from flowkit.cli.projects import Duration
+from flowkit.cli.relay import relayed
 from flowkit.cli.show import Screen
 from flowkit.clock import monotonic
 from flowkit.control.door import listen, listen_somewhere
@@ -44,6 +47,12 @@ REFRESH = 0.2
 )
 @click.option("--no-http", is_flag=True, help="Serve nothing over HTTP.")
 @click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="json: what happens and what nodes print and log, one JSON object a line.",
+)
+@click.option(
     "--drain-timeout",
     type=Duration(),
     default=DRAIN_TIMEOUT,
@@ -60,6 +69,7 @@ def command(
     fresh: bool,
     http: str | None,
     no_http: bool,
+    log_format: str,
     drain_timeout: float,
     detach: bool,
     wait: bool,
@@ -91,9 +101,14 @@ def command(
         if in_process:
             raise click.UsageError("--in-process runs in the foreground: leave -d and --wait out")
         again = _again(file, report_file, resume, fresh, drain_timeout)
+        again += ["--log-format", log_format]
         again += ["--no-http"] if no_http else ["--http", http] if http is not None else []
         return detached.start(again, wait)
-    screen = Screen(sys.stdout, colour=terminal.use_colour(sys.stdout))
+    screen: Screen
+    if log_format == "json":
+        screen = JsonLines(sys.stdout)
+    else:
+        screen = Screen(sys.stdout, colour=terminal.use_colour(sys.stdout))
     plan = load_plan(file, os.environ, os.getcwd())
     listening = None
     if not no_http:
@@ -102,7 +117,7 @@ def command(
         plan, in_process=in_process, resume=resume, fresh=fresh, watcher=screen, http=listening
     )
     screen.begin(__version__, supervisor.plan, listening.url if listening else None)
-    with terminal.without_control_echo():
+    with terminal.without_control_echo(), relayed(screen) if in_process else nullcontext():
         notice = detached.Notice(notify) if notify is not None else None
         report = asyncio.run(_run(supervisor, screen, drain_timeout, notice))
     screen.end(report, supervisor.state_directory)

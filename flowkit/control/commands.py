@@ -107,7 +107,7 @@ def command(
 @command("info", arguments.Nothing)
 async def info(desk: Desk, wanted: arguments.Nothing, reply: Reply) -> RunRecord:
     """Which run this is."""
-    return desk.recorder.record
+    return desk.recorder.run
 
 
 @command("status", arguments.Nothing)
@@ -167,7 +167,7 @@ async def ready(desk: Desk, wanted: arguments.Nothing, reply: Reply) -> RunRecor
 
     desk.recorder.on_event.add(heard)
     try:
-        if desk.recorder.record.state == "starting" and not desk.over.done():
+        if desk.recorder.run.state == "starting" and not desk.over.done():
             await changed.wait()
     finally:
         desk.recorder.on_event.discard(heard)
@@ -176,7 +176,7 @@ async def ready(desk: Desk, wanted: arguments.Nothing, reply: Reply) -> RunRecor
         report = desk.over.result()
         text = f"{report['project']} has ended: {report['reason'] or report['status']}"
         raise Denial(requests.ENDED, text)
-    return desk.recorder.record
+    return desk.recorder.run
 
 
 @command("tap", arguments.Tap)

@@ -4,7 +4,8 @@ A line of a log is its time (UTC), its level and its text::
 
     2026-01-31T12:00:04.120041Z ERROR ValueError: bad date
 
-A level of ``-`` means that the line was printed and not logged.
+A level of ``-`` means that the line was printed and not logged; one that begins with ``+`` that it
+belongs to the line before, as those of a traceback do.
 """
 
 from __future__ import annotations
@@ -111,9 +112,10 @@ def _numbered(path: Path, number: int) -> Path:
 # -- lines of logs
 
 
-def format_line(time: float, level: str, text: str) -> bytes:
-    """A line of a log as it is written; `text` is one line."""
-    return f"{timestamp(time)} {level or '-'} {text}".encode("utf-8", "backslashreplace")
+def format_line(line: LogLine) -> bytes:
+    """A line of a log as it is written."""
+    level = f"{'+' if line.more else ''}{line.level or '-'}"
+    return f"{timestamp(line.time)} {level} {line.text}".encode("utf-8", "backslashreplace")
 
 
 def parse_line(line: bytes, replica: str) -> LogLine | None:
@@ -125,9 +127,10 @@ def parse_line(line: bytes, replica: str) -> LogLine | None:
         name = level.decode()
     except ValueError:
         return None
-    return LogLine(
-        time, replica, "" if name == "-" else name, text.decode("utf-8", "backslashreplace")
-    )
+    more = name.startswith("+")
+    name = name.removeprefix("+")
+    shown = text.decode("utf-8", "backslashreplace")
+    return LogLine(time, replica, "" if name == "-" else name, shown, more)
 
 
 def timestamp(time: float) -> str:

@@ -12,7 +12,6 @@ Whoever listens is told the same at once.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from flowkit.control.logfile import RotatedFile, format_line, timestamp
 from flowkit.control.records import LEVELS, SUPERVISOR, Event, LogLine, Marks, RunRecord
 from flowkit.message import message_id
 from flowkit.protocol import project as core
+from flowkit.protocol.control import Record
 from flowkit.rundir import make_private
 
 RUN = "run.json"
@@ -34,7 +34,6 @@ LOGS = "logs"
 EVENTS_LIMIT = 1 << 20
 """Bytes of the file of events before it is rotated: some ten thousand events."""
 
-_LOGGED = re.compile(rf"\d\d:\d\d:\d\d ({'|'.join(LEVELS)}) ")
 _TRACEBACK = "Traceback (most recent call last):"
 
 OnLine = Callable[[LogLine], None]
@@ -42,12 +41,15 @@ OnEvent = Callable[[Event], None]
 
 
 class Recorder:
-    """A `Watcher` that keeps everything. `state` is the state directory of the project."""
+    """A `Watcher` that keeps everything. `state` is the state directory of the project, `link_name`
+    gives the name of a link by its index."""
 
-    def __init__(self, state: Path, record: RunRecord, links: list[str], clock: Clock = wall):
+    def __init__(
+        self, state: Path, run: RunRecord, link_name: Callable[[int], str], clock: Clock = wall
+    ) -> None:
         self._state = state
         self._clock = clock
-        self._links = links
+        self._link_name = link_name
         self._loop = asyncio.get_running_loop()
         self._logs: dict[str, RotatedFile] = {}
         self._levels: dict[str, _Level] = {}
@@ -56,20 +58,24 @@ class Recorder:
         self.on_event: set[OnEvent] = set()
         make_private(state / LOGS)
         self._events = RotatedFile(state / EVENTS, EVENTS_LIMIT)
-        self.record = record
+        self.run = run
         self._write_record()
-        self.event("starting", f"{record.project} starts", pid=record.pid, file=record.file)
+        self.event("starting", f"{run.project} starts", pid=run.pid, file=run.file)
 
     # -- the supervisor tells ------------------------------------------------------------------
 
     def output(self, replica: str, line: bytes) -> None:
         text = line.decode("utf-8", "backslashreplace")
-        level, text = self._levels.setdefault(replica, _Level()).of(text)
+        level = self._levels.setdefault(replica, _Level()).of(text)
         self.line(LogLine(self._clock(), replica, level, text))
+
+    def record(self, replica: str, record: Record) -> None:
+        text = f"{record.text}\n{record.traceback}" if record.traceback else record.text
+        self.line(LogLine(record.time, replica, _level_name(record.level), text.rstrip("\n")))
 
     def ready(self, seconds: float) -> None:
         self._note_state("running")
-        text = f"{self.record.replicas} replicas are ready after {seconds:.2f} s"
+        text = f"{self.run.replicas} replicas are ready after {seconds:.2f} s"
         self.event("ready", text, seconds=round(seconds, 3))
 
     def launched(self, replica: core.Replica, pid: int) -> None:
@@ -92,7 +98,7 @@ class Recorder:
         self.event("note", text, "WARNING")
 
     def poisoned(self, event: core.Poisoned) -> None:
-        link = self._links[event.message.link]
+        link = self._link_name(event.message.link)
         text = watcher.poison(event, link)
         message = message_id(event.message.id, event.message.index)
         self._of_replica("poisoned", text, event.replica, "ERROR", link=link, message=message)
@@ -104,11 +110,11 @@ class Recorder:
     def ended(self, report: dict[str, Any]) -> None:
         """The project has ended; `report` as `up --report` writes it."""
         status, code = report["status"], report["exit"]
-        self.record = msgspec.structs.replace(
-            self.record, state=status, reason=report["reason"], exit=code, ended=self._clock()
+        self.run = msgspec.structs.replace(
+            self.run, state=status, reason=report["reason"], exit=code, ended=self._clock()
         )
         self._write_record()
-        text = f"{self.record.project} has ended: {status}"
+        text = f"{self.run.project} has ended: {status}"
         if report["reason"] and report["reason"] != status:
             text += f" ({report['reason']})"
         facts = {name: report[name] for name in ("status", "reason", "exit", "seconds")}
@@ -117,16 +123,21 @@ class Recorder:
     # -- keeping -------------------------------------------------------------------------------
 
     def line(self, line: LogLine) -> None:
-        """Keep a line, and tell it to who listens."""
+        """Keep a line, or several in one, and tell them to who listens."""
         log = self._logs.get(line.replica)
         if log is None:
             path = self._state / LOGS / f"{line.replica}.log"
             log = self._logs[line.replica] = RotatedFile(path)
-        for text in line.text.split("\n"):
-            log.add(format_line(line.time, line.level, text))
+        first, *others = line.text.split("\n")
+        lines = [line]
+        if others:
+            lines = [LogLine(line.time, line.replica, line.level, first)]
+            lines += [LogLine(line.time, line.replica, line.level, text, True) for text in others]
+        for one in lines:
+            log.add(format_line(one))
+            for listener in list(self.on_line):
+                listener(one)
         self._soon(log)
-        for listener in list(self.on_line):
-            listener(line)
 
     def event(
         self,
@@ -178,7 +189,7 @@ class Recorder:
             file.flush()
 
     def _note_state(self, state: str) -> None:
-        self.record = msgspec.structs.replace(self.record, state=state)
+        self.run = msgspec.structs.replace(self.run, state=state)
         self._write_record()
 
     def _write_record(self) -> None:
@@ -186,41 +197,32 @@ class Recorder:
         path = self._state / RUN
         new = path.with_name(f"{RUN}.new")
         try:
-            new.write_bytes(msgspec.json.encode(self.record))
+            new.write_bytes(msgspec.json.encode(self.run))
             new.replace(path)
         except OSError:
             new.unlink(missing_ok=True)
 
 
 class _Level:
-    """Which level the lines of one replica have, as its log writes them on stderr.
-
-    A traceback, and what is indented, belongs to the record before it. What is merely printed has
-    no level.
-    """
+    """The level of what one replica has printed and not logged: a traceback is an error, all else
+    has none."""
 
     def __init__(self) -> None:
-        self._last = ""
-        self._goes_on = False
         self._traceback = False
 
-    def of(self, text: str) -> tuple[str, str]:
-        """The level of a line, and what it says."""
-        if found := _LOGGED.match(text):
-            self._last, self._goes_on, self._traceback = found[1], True, False
-            return self._last, text[found.end() :]
+    def of(self, text: str) -> str:
         if text == _TRACEBACK:
-            if not self._goes_on:
-                self._last = "ERROR"
-            self._goes_on = self._traceback = True
-        elif text.startswith(" ") or not text:
-            pass
-        elif self._traceback:
-            # The line that names the exception. Another may follow, which was its cause.
+            self._traceback = True
+        elif self._traceback and not text.startswith(" "):
+            # The line that names the exception ends it; another may follow, which was its cause.
             self._traceback = False
-        elif not text.startswith(("During handling of the", "The above exception was")):
-            self._goes_on = False
-        return (self._last if self._goes_on else ""), text
+            return "ERROR"
+        return "ERROR" if self._traceback else ""
+
+
+def _level_name(level: int) -> str:
+    """The highest level that is not above `level`, which may be one of somebody's own."""
+    return LEVELS[min(max(level // 10, 1), len(LEVELS)) - 1]
 
 
 def as_dict(event: Event) -> dict[str, Any]:

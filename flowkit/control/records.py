@@ -37,12 +37,15 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 class LogLine(Struct, frozen=True):
-    """One line. `level` is empty where it was printed and not logged; `time` since the epoch."""
+    """One line. `level` is empty where it was printed and not logged; `time` since the epoch. A log
+    record of several lines, with a traceback say, is several; all but the first are `more` of it.
+    """
 
     time: float
     replica: str
     level: str
     text: str
+    more: bool = False
 
 
 class Event(Struct, frozen=True):

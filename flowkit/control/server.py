@@ -50,7 +50,7 @@ class ControlServer:
         self._recorder = recorder
         self._clock = clock
         self._send = send
-        record = recorder.record
+        record = recorder.run
         self._sessions = Sessions(token, Welcome(False, record.project, record.pid, __version__))
         self._desk = Desk(project, recorder, self._loop.create_future())
         self._tasks: dict[_Key, tuple[Command, asyncio.Task[None]]] = {}

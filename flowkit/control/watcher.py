@@ -9,6 +9,7 @@ from typing import Protocol
 
 from flowkit.message import message_id
 from flowkit.protocol import project as core
+from flowkit.protocol.control import Record
 from flowkit.units import human_seconds
 
 
@@ -17,6 +18,9 @@ class Watcher(Protocol):
 
     def output(self, replica: str, line: bytes) -> None:
         """A replica has printed a line."""
+
+    def record(self, replica: str, record: Record) -> None:
+        """A replica has logged something."""
 
     def ready(self, seconds: float) -> None:
         """All replicas are ready; sources begin."""
@@ -39,6 +43,8 @@ class Silent:
 
     def output(self, replica: str, line: bytes) -> None: ...
 
+    def record(self, replica: str, record: Record) -> None: ...
+
     def ready(self, seconds: float) -> None: ...
 
     def died(self, event: core.Died, budget: int | None) -> None: ...
@@ -59,6 +65,10 @@ class Several:
     def output(self, replica: str, line: bytes) -> None:
         for watcher in self._watchers:
             watcher.output(replica, line)
+
+    def record(self, replica: str, record: Record) -> None:
+        for watcher in self._watchers:
+            watcher.record(replica, record)
 
     def ready(self, seconds: float) -> None:
         for watcher in self._watchers:
@@ -83,7 +93,8 @@ class Several:
 
 class Logging:
     """A watcher that logs: what replicas print goes to ``flowkit.output.NODE.REPLICA``, at INFO,
-    and what happens to them to ``flowkit.supervisor``."""
+    and what happens to them to ``flowkit.supervisor``. What they log is logged here as it was
+    there, by the same logger, with the attributes `node` and `replica`."""
 
     def __init__(self) -> None:
         self._log = logging.getLogger("flowkit.supervisor")
@@ -91,6 +102,19 @@ class Logging:
     def output(self, replica: str, line: bytes) -> None:
         log = logging.getLogger(f"flowkit.output.{replica}")
         log.info("%s", line.decode("utf-8", "backslashreplace"))
+
+    def record(self, replica: str, record: Record) -> None:
+        log = logging.getLogger(record.logger)
+        if not log.isEnabledFor(record.level):
+            return
+        node, _, number = replica.rpartition(".")
+        entry = log.makeRecord(
+            record.logger, record.level, "", 0, record.text, (), None,
+            extra={"node": node, "replica": int(number)},
+        )  # fmt: skip
+        entry.created, entry.msecs = record.time, record.time % 1 * 1000
+        entry.exc_text = record.traceback or None
+        log.handle(entry)
 
     def ready(self, seconds: float) -> None:
         self._log.info("all replicas are ready after %.2f s", seconds)

@@ -8,7 +8,6 @@ the order of the messages and not of completion.
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,9 +18,12 @@ from flowkit.message import Meta, slot_of
 from flowkit.protocol.lineage import Work
 from flowkit.protocol.receiver import InBatch
 from flowkit.protocol.routing import extractor, itself
+from flowkit.runtime import tracing
 from flowkit.runtime.handling import FAILED, extras_of, messages_of, metas_of
 from flowkit.runtime.inlet import Inlet, Shop, backoff, is_careful
 from flowkit.runtime.shared import CARE, HANDLER, SINCE_NS, TIMES, done_care, note_care
+from flowkit.runtime.stacks import task_stack
+from flowkit.runtime.tracing import Context, Trace
 from flowkit.topology.plan import LinkPlan
 
 
@@ -35,6 +37,8 @@ class _Piece(NamedTuple):
     metas: list[Meta] | None
     keys: list[Any] | None
     """What the order of handlers that run side by side depends on, if it is to be kept."""
+    contexts: Sequence[Context | None] | None
+    """The traces that the messages belong to, if any does."""
 
     def part(self, start: int, stop: int) -> _Piece:
         if start == 0 and stop >= len(self.messages):
@@ -45,6 +49,7 @@ class _Piece(NamedTuple):
             self.messages[start:stop],
             None if self.metas is None else self.metas[start:stop],
             None if self.keys is None else self.keys[start:stop],
+            None if self.contexts is None else self.contexts[start:stop],
         )
 
 
@@ -68,10 +73,13 @@ class _Unit:
 class _Job:
     """The calls whose output is released together, and what they are done for."""
 
-    __slots__ = ("work", "units", "remaining", "began", "count", "size")
+    __slots__ = ("work", "units", "remaining", "began", "count", "size", "trace")
 
-    def __init__(self, work: Work, units: list[_Unit], began: float, size: int) -> None:
+    def __init__(
+        self, work: Work, units: list[_Unit], began: float, size: int, trace: Trace | None
+    ) -> None:
         self.work = work
+        self.trace = trace
         self.units = units
         self.remaining = len(units)
         self.began = began
@@ -97,21 +105,6 @@ def _key(given: Any, message: Any, key_of: Callable[[Any], Any]) -> Any:
         return key_of(message)
     except Exception:  # the message's own code, which may raise anything
         return None
-
-
-def _stack(task: asyncio.Task[None]) -> str:
-    """Where a suspended task waits, down through what it awaits; asyncio shows the top alone."""
-    entries: list[traceback.FrameSummary] = []
-    waits: Any = task.get_coro()
-    while waits is not None:
-        kind = next((kind for kind in ("cr", "gi", "ag") if hasattr(waits, f"{kind}_frame")), None)
-        if kind is None:
-            break
-        frame = getattr(waits, f"{kind}_frame")
-        if frame is not None:
-            entries += traceback.extract_stack(frame, 1)
-        waits = getattr(waits, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
-    return "".join(traceback.format_list(entries[1:])).rstrip()
 
 
 class JobInlet(Inlet):
@@ -200,7 +193,7 @@ class JobInlet(Inlet):
         return f"if its handlers wait for later messages, raise {bound}"
 
     def stacks(self) -> list[str]:
-        return [_stack(task) for task in self._running]
+        return [task_stack(task) for task in self._running]
 
     # -- from batches to jobs ------------------------------------------------------------------
 
@@ -213,7 +206,7 @@ class JobInlet(Inlet):
             # A message that may be the one that kills is handed over alone, and at once.
             size = 1 if careful else self.channel.batch or 1
             units = [_Unit([piece.part(at, at + size)]) for at in range(0, count, size)]
-            self._add(_Job(work, units, began, batch.size))
+            self._add(_Job(work, units, began, batch.size, self._trace([piece])))
             return
         if not count:
             work.finish()
@@ -237,6 +230,11 @@ class JobInlet(Inlet):
             kept = [number for number, place in enumerate(places) if place not in bad]
             messages = [messages[number] for number in kept]
             places = [places[number] for number in kept]
+        if shop.tap is not None:
+            shop.tap(self.channel.name, batch, messages, places)
+        contexts = None
+        if tracing.MARK in batch.extras:
+            contexts = tracing.contexts_of(batch, places)
         metas = list(metas_of(batch, places)) if self.how.wants_meta else None
         keys = None
         key_of = self._key_of.get(link)
@@ -246,7 +244,18 @@ class JobInlet(Inlet):
                 _key(given[place] if given else None, message, key_of)
                 for place, message in zip(places, messages, strict=True)
             ]
-        return _Piece(batch, places, messages, metas, keys)
+        return _Piece(batch, places, messages, metas, keys, contexts)
+
+    def _trace(self, pieces: list[_Piece]) -> Trace | None:
+        """The trace of the messages of a job."""
+        contexts: list[Context | None] | None = None
+        if any(piece.contexts is not None for piece in pieces):
+            contexts = []
+            for piece in pieces:
+                contexts += piece.contexts or [None] * len(piece.messages)
+        count = sum(len(piece.messages) for piece in pieces)
+        tracer, name = self.shop.tracer, self.channel.name
+        return tracing.begin(tracer, name, count, contexts, self.channel.batch is not None)
 
     def _is_due(self) -> bool:
         due = self.due_at
@@ -274,7 +283,7 @@ class JobInlet(Inlet):
             if one.remaining == 0:
                 del self._held[piece.batch]
                 one.work.finish()
-        self._add(_Job(root, [_Unit(pieces)], self.shop.clock(), 0))
+        self._add(_Job(root, [_Unit(pieces)], self.shop.clock(), 0, self._trace(pieces)))
 
     def _add(self, job: _Job) -> None:
         if self._ordered:
@@ -318,7 +327,8 @@ class JobInlet(Inlet):
 
     def _spawn(self, job: _Job, unit: _Unit, slot: int | None) -> None:
         self._alone = unit.careful
-        task = asyncio.get_running_loop().create_task(self._call_coroutine(job, unit, slot))
+        coroutine = self._call_coroutine(job, unit, slot)
+        task = asyncio.get_running_loop().create_task(coroutine, name=self.how.method)
         self._running.add(task)
         task.add_done_callback(self._ended)
 
@@ -344,11 +354,14 @@ class JobInlet(Inlet):
         began = shop.clock()
         boxes = shop.ports.fresh()
         shop.ports.open(boxes)
+        token = job.trace.enter() if job.trace is not None else None
         self._enter(unit)
         shop.gauges[SINCE_NS] = int(began * 1e9)
         try:
             self.function(*self._arguments(unit))
         except FAILED as error:
+            if job.trace is not None:
+                job.trace.failed(error)
             unit.attempts += 1
             if unit.attempts <= shop.undertaker.policy.retry:
                 unit.due = shop.clock() + backoff(unit.attempts)
@@ -358,6 +371,8 @@ class JobInlet(Inlet):
         else:
             unit.boxes = boxes
         finally:
+            if job.trace is not None:
+                job.trace.exit(token)
             self._exit(unit)
             shop.ports.close()
             shop.gauges[SINCE_NS] = 0
@@ -386,6 +401,7 @@ class JobInlet(Inlet):
         while True:
             boxes = shop.ports.fresh()
             current_outboxes.set(boxes)
+            token = job.trace.enter() if job.trace is not None else None
             self._enter(unit)
             began = shop.clock()
             self.accrue(began)
@@ -395,6 +411,8 @@ class JobInlet(Inlet):
             except FAILED as error:
                 if self._stopping:
                     raise
+                if job.trace is not None:
+                    job.trace.failed(error)
                 unit.attempts += 1
                 if unit.attempts > shop.undertaker.policy.retry:
                     self._bury(unit, error)
@@ -403,6 +421,8 @@ class JobInlet(Inlet):
                 unit.boxes = dict(boxes)
                 break
             finally:
+                if job.trace is not None:
+                    job.trace.exit(token)
                 now = shop.clock()
                 self.accrue(now)
                 self._working -= 1
@@ -443,6 +463,8 @@ class JobInlet(Inlet):
     def _release(self, job: _Job) -> None:
         shop = self.shop
         boxes = shop.ports.fresh()
+        if job.trace is not None:
+            self._carry_on(job, job.trace)
         for unit in job.units:
             for name, box in (unit.boxes or {}).items():
                 boxes[name].extend(box)
@@ -453,3 +475,13 @@ class JobInlet(Inlet):
             together = min(self._limit, len(job.units)) or 1
             seconds = (shop.clock() - job.began) / together
             self.pace.record(job.count, job.size, seconds)
+
+    def _carry_on(self, job: _Job, trace: Trace) -> None:
+        """Give the messages' traces to what was sent for them; the job is done."""
+        at = 0
+        for unit in job.units:
+            count = sum(len(piece.messages) for piece in unit.pieces)
+            sent = unit.boxes or {}
+            tracing.stamp(sent.values(), [0] * len(sent), trace.of_list(range(at, at + count)))
+            at += count
+        trace.end()

@@ -14,19 +14,19 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
 from flowkit.channels import Outbox
 from flowkit.clock import Clock, monotonic
-from flowkit.codecs import Codec, codec_for, encode_extras
-from flowkit.errors import MessageError, ReplicaError, TransportError, WireError
+from flowkit.codecs import Codec, codec_for
+from flowkit.errors import ReplicaError, TransportError, WireError
 from flowkit.node import Node, Sink, Source
 from flowkit.protocol import control, events
 from flowkit.protocol.engine import Engine, Phase, Unsendable
 from flowkit.protocol.ledger import ROW, Books
 from flowkit.protocol.lineage import Work
-from flowkit.protocol.receiver import InBatch
 from flowkit.protocol.routing import Router, extractor, itself
 from flowkit.protocol.watch import LOOKS
 from flowkit.runtime import shared
@@ -34,15 +34,19 @@ from flowkit.runtime.handling import FAILED, Ports, StopProject, Undertaker
 from flowkit.runtime.inlet import Inlet, PlainInlet, Shop
 from flowkit.runtime.jobs import JobInlet
 from flowkit.runtime.journaling import JournalDriver
+from flowkit.runtime.kit import BARE, Kit
+from flowkit.runtime.logs import current_replica, set_level
 from flowkit.runtime.meter import Meter
 from flowkit.runtime.positions import Positions, call
 from flowkit.runtime.processor import Use
+from flowkit.runtime.replaying import replay
 from flowkit.runtime.shared import SharedRows
 from flowkit.runtime.sourcing import Outflow, RunDriver, SourceDriver
 from flowkit.runtime.spec import ReplicaSpec, terms_of
-from flowkit.store import DeadLetter, Store
+from flowkit.runtime.tapping import Tapping
+from flowkit.store import Store
 from flowkit.transport.base import Binding, Connection, Transport
-from flowkit.wire import Data, decode, encode
+from flowkit.wire import decode, encode
 
 log = logging.getLogger("flowkit.replica")
 
@@ -52,6 +56,9 @@ TURN = 0.010
 TICK = 1.0
 """Seconds between the engine's ticks: heartbeats, and what depends on them."""
 
+LAST_WORDS = 1.0
+"""Seconds that the supervisor gets to hear the last log records, before they go to stderr."""
+
 LINGER = 2.0
 """Seconds that the last frames (CLOSE) get to leave the process."""
 
@@ -60,7 +67,8 @@ class Runner:
     """Runs `node` as the replica that `spec` describes, on the running loop.
 
     Links that ask for tcp are bound on `tcp`, if it is given, all others on `transport`. `cpu`
-    tells of the process's use of the processor, if it has no other replica.
+    tells of the process's use of the processor, if it has no other replica. `kit` is what a process
+    of its own adds to a replica.
 
     `run` returns when the replica has left in order; it raises what made it fail.
     """
@@ -73,8 +81,13 @@ class Runner:
         tcp: Transport | None = None,
         clock: Clock = monotonic,
         cpu: Callable[[], Use] | None = None,
+        kit: Kit = BARE,
     ) -> None:
         self.spec = spec
+        self._kit = kit
+        # Callbacks come in the context of whoever has asked for them, another replica's maybe.
+        self._context = copy_context()
+        self._context.run(current_replica.set, (spec.node.name, spec.replica))
         self.node = node
         node.node, node.replica, node.replicas = spec.node.name, spec.replica, spec.node.replicas
         self._info = info = node.__flowkit__
@@ -112,7 +125,9 @@ class Runner:
             self.wake,
             self.fail,
             self._gauges,
+            tracer=kit.tracer,
         )
+        self._tapping = Tapping(self._shop, self.engine, self._say, clock)
         self._inlets = [
             self._inlet(channel, number) for number, channel in enumerate(self.engine.inboxes, 1)
         ]
@@ -150,6 +165,7 @@ class Runner:
 
     async def run(self) -> None:
         """Set the node up, run it until its end, tear it down."""
+        current_replica.set((self.spec.node.name, self.spec.replica))
         try:
             if not await self._set_up():
                 return
@@ -163,6 +179,8 @@ class Runner:
                     {link: binding.address for link, binding in self._bindings.items()},
                 )
             )
+            if self._kit.courier is not None and self._control is not None:
+                self._kit.courier.connect(self._control.send)
             self._watch_over()
             if not self._info.source:
                 self._start_timers()
@@ -198,6 +216,8 @@ class Runner:
             self._left.set_exception(error)
 
     async def _end(self) -> None:
+        if self._kit.guard is not None:
+            self._kit.guard.stop()
         for handle in self._handles.values():
             handle.cancel()
         if self._due is not None:
@@ -212,6 +232,8 @@ class Runner:
         try:
             await call(self.node.teardown)
         finally:
+            if self._kit.courier is not None:
+                await self._kit.courier.disconnect(LAST_WORDS)
             # CLOSE frames must arrive; of what fails, others know by its death.
             linger = LINGER if self.engine.phase is Phase.CLOSED else 0.0
             for binding in self._bindings.values():
@@ -293,7 +315,14 @@ class Runner:
             self._shop.poisons.setdefault((message.link, message.id), set()).add(message.index)
         elif isinstance(message, control.Replay):
             for letter in self._store.dead_letters(message.numbers):
-                self._replay(letter)
+                replay(letter, self.spec, self._shop, self._say)
+        elif isinstance(message, control.Heard):
+            if self._kit.courier is not None:
+                self._kit.courier.heard(message.sequence)
+        elif isinstance(message, control.SetLevel):
+            set_level(message.logger, message.level)
+        elif isinstance(message, control.Tap | control.Untap | control.TapHeard):
+            self._tapping.hear(message)
         elif isinstance(message, control.Replayed):
             pass  # a word for clients
         else:
@@ -322,7 +351,9 @@ class Runner:
 
     def _start_timers(self) -> None:
         for name, seconds in self._info.timers.items():
-            self._handles[name] = self._loop.call_later(seconds, self._timer, name, seconds)
+            self._handles[name] = self._loop.call_later(
+                seconds, self._timer, name, seconds, context=self._context
+            )
 
     async def _drive(self, driver: SourceDriver | RunDriver) -> None:
         self._meter.reading_since = self._clock()
@@ -346,7 +377,7 @@ class Runner:
         """There may be something to do: take a turn soon."""
         if not self._awake:
             self._awake = True
-            self._loop.call_soon(self._turn_once)
+            self._loop.call_soon(self._turn_once, context=self._context)
 
     def _soon(self) -> None:
         """Carry out what cannot wait for the turn, before another frame comes.
@@ -525,48 +556,18 @@ class Runner:
         self.engine.finished()
         self.wake()
 
-    # -- dead letters --------------------------------------------------------------------------
-
-    def _replay(self, letter: DeadLetter) -> None:
-        """Handle a dead letter again, under the id it has always had."""
-        link = next((link for link in self.spec.inputs if link.name == letter.link), None)
-        if self.engine.phase is not Phase.OPEN:
-            self._say(control.Replayed(letter.number, f"{self.spec.name} is ending"))
-            return
-        if link is None:
-            text = f"{self.spec.name} has no input link {letter.link}"
-            if any(out.name == letter.link for out in self.spec.outputs):
-                text = "it could not be encoded when it was sent: mend the sender"
-            self._say(control.Replayed(letter.number, text))
-            return
-        codec = self._shop.codecs[link.index]
-        try:
-            payload = codec.encode([codec.decode_one(letter.raw)])
-        except MessageError as error:
-            self._say(control.Replayed(letter.number, str(error)))
-            return
-        batch_id, _, index = letter.message.partition("-")
-        headers = [letter.headers] if letter.headers else None
-        keys = [letter.key] if letter.key is not None else None
-        extras = encode_extras(keys, headers)
-        frame = Data(0, 0, bytes.fromhex(batch_id), 0, 1, 1, 0, payload, extras)
-
-        def settled(batch: InBatch) -> None:
-            again = batch.dead_lettered or batch.dropped
-            self._say(control.Replayed(letter.number, "it failed again" if again else ""))
-
-        self.engine.inject(link.index, frame, int(index), settled)
-
     # -- the watchdog --------------------------------------------------------------------------
 
     def _watch_over(self) -> None:
         """Note that the loop turns; say so if there is input and nothing gets finished."""
         seconds = self.spec.node.watchdog
-        self._meter.turned(self._clock())
-        self._handles["watch"] = self._loop.call_later(
-            min(0.25, seconds / (2 * LOOKS)), self._watch_over
-        )
         now = self._clock()
+        self._meter.turned(now)
+        beat = min(0.25, seconds / (2 * LOOKS))
+        if self._kit.guard is not None:
+            self._kit.guard.note(now)
+            beat = min(beat, self._kit.guard.beat)
+        self._handles["watch"] = self._loop.call_later(beat, self._watch_over)
         busy = any(not inlet.idle for inlet in self._inlets)
         if self._shop.handled != self._progress[0] or not busy or not self.engine.room:
             self._progress = (self._shop.handled, now)
@@ -597,11 +598,14 @@ class Runner:
 
     def _tick(self) -> None:
         self.engine.tick()
+        self._tapping.tick()
         self._handles["tick"] = self._loop.call_later(TICK, self._tick)
         self._soon()
 
     def _timer(self, name: str, seconds: float) -> None:
-        self._handles[name] = self._loop.call_later(seconds, self._timer, name, seconds)
+        self._handles[name] = self._loop.call_later(
+            seconds, self._timer, name, seconds, context=self._context
+        )
         if not self.engine.room or self.engine.phase is not Phase.OPEN:
             return  # a tick that finds no room is skipped
         function = getattr(self.node, name)
@@ -654,7 +658,9 @@ class Runner:
         self._say(control.Done(self.spec.incarnation))
 
     def _spawn(self, coroutine: Any, name: str | None = None) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = self._loop.create_task(coroutine, name=name)
+        task: asyncio.Task[None] = self._loop.create_task(
+            coroutine, name=name, context=self._context.copy()
+        )
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
         return task

@@ -28,6 +28,10 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     """Directory of the journals of durable links."""
     store: str
     """The project's SQLite database of positions and dead letters."""
+    box: str = ""
+    """File that keeps the newest log records over a death; see `flowkit.runtime.blackbox`."""
+    levels: dict[str, int] = {}
+    """Log levels by logger that the operator has set; "" is the root."""
 
     @property
     def name(self) -> str:

@@ -157,14 +157,16 @@ def test_a_directory_that_vanishes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "plain", "a  b ", "ünïcode ✓", "\ttab", "- dash", "\udcff"])
 @pytest.mark.parametrize("level", ["", "INFO", "ERROR"])
 def test_lines(text: str, level: str) -> None:
-    line = parse_line(format_line(1769860804.120041, level, text), "split.0")
     shown = text.encode("utf-8", "backslashreplace").decode()
-    assert line == LogLine(1769860804.120041, "split.0", level, shown)
+    for more in (False, True):
+        line = LogLine(1769860804.120041, "split.0", level, text, more)
+        again = parse_line(format_line(line), "split.0")
+        assert again == LogLine(1769860804.120041, "split.0", level, shown, more)
 
 
 def test_the_format_is_stable() -> None:
-    line = format_line(1769860804.5, "ERROR", "ValueError: bad date")
-    assert line == b"2026-01-31T12:00:04.500000Z ERROR ValueError: bad date"
+    line = LogLine(1769860804.5, "split.0", "ERROR", "ValueError: bad date")
+    assert format_line(line) == b"2026-01-31T12:00:04.500000Z ERROR ValueError: bad date"
     assert timestamp(0) == "1970-01-01T00:00:00.000000Z"
 
 
@@ -188,7 +190,7 @@ def state(tmp_path: Path) -> Path:
     for number in range(100):
         name = list(files)[number % 3]
         level = "ERROR" if number % 10 == 0 else ""
-        files[name].add(format_line(1000.0 + number, level, f"line {number}"))
+        files[name].add(format_line(LogLine(1000.0 + number, name, level, f"line {number}")))
         files[name].flush()
     for file in files.values():
         file.close()
@@ -225,7 +227,7 @@ def test_lines_before_marks(state: Path) -> None:
     for name in ("read.0", "work.0", "work.1"):
         file = RotatedFile(state / "logs" / f"{name}.log", limit=400)
         marks[name] = file.mark()
-        file.add(format_line(2000.0, "", "line 2000"))
+        file.add(format_line(LogLine(2000.0, name, "", "line 2000")))
         file.close()
     before = Marks(marks, at=0.0)
     assert numbers(history.lines(state, marks=before)) == list(range(100))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from flowkit.control.recorder import Recorder
 from flowkit.control.records import Event, LogLine, RunRecord
 from flowkit.errors import RunDirectoryError
 from flowkit.protocol import control
+from flowkit.protocol.control import Record
 from flowkit.protocol.project import Died, Poisoned, Replica
 from flowkit.protocol.restart import RestartPolicy, RestartState
 from tests.conftest import Eventually
@@ -41,7 +43,7 @@ def keep(state: Path, act: Callable[[Recorder], Awaitable[None] | None]) -> None
 
     async def run() -> None:
         times = iter(range(1000, 100_000))
-        kept = Recorder(state, record(), ["a -> b"], clock=lambda: float(next(times)))
+        kept = Recorder(state, record(), ["a -> b"].__getitem__, clock=lambda: float(next(times)))
         done = act(kept)
         if done is not None:
             await done
@@ -136,25 +138,15 @@ def test_the_record_of_the_run(state: Path) -> None:
 def test_levels_of_what_is_printed(state: Path) -> None:
     lines = [
         ("plain", ""),
-        ("12:00:04 WARNING odd", "WARNING"),
-        ("  and this belongs to it", "WARNING"),
-        ("plain again", ""),
-        ("12:00:05 ERROR it failed", "ERROR"),
+        ("  indented", ""),
         ("Traceback (most recent call last):", "ERROR"),
         ('  File "x.py", line 1, in f', "ERROR"),
         ("ValueError: bad", "ERROR"),
-        ("", "ERROR"),
-        ("During handling of the above exception, another exception occurred:", "ERROR"),
-        ("", "ERROR"),
-        ("Traceback (most recent call last):", "ERROR"),
-        ('  File "x.py", line 2, in g', "ERROR"),
-        ("KeyError: 3", "ERROR"),
-        ("plain", ""),
-        ("  indented", ""),
+        ("", ""),
         ("Traceback (most recent call last):", "ERROR"),
         ("  x", "ERROR"),
         ("Oops", "ERROR"),
-        ("12:00:05 INFORMED nobody", ""),
+        ("plain", ""),
     ]
 
     def act(kept: Recorder) -> None:
@@ -163,8 +155,31 @@ def test_levels_of_what_is_printed(state: Path) -> None:
 
     keep(state, act)
     found = list(history.lines(state, ["work.0"]))
-    assert [line.level for line in found] == [level for _, level in lines]
-    assert found[1].text == "odd", "the time and the level are told apart from the text"
+    assert [(line.text, line.level) for line in found] == lines
+
+
+def test_what_is_logged(state: Path) -> None:
+    """With the time and the level that it had, and its traceback line by line."""
+
+    def act(kept: Recorder) -> None:
+        kept.record("work.0", Record(500.5, logging.WARNING, "my", "odd"))
+        kept.record("work.0", Record(501.0, logging.ERROR, "my", "bad", "Traceback:\n  x\nE: 1\n"))
+        for level in (1, 15, 50, 70):
+            kept.record("work.0", Record(502.0, level, "my", str(level)))
+
+    keep(state, act)
+    found = [(line.time, line.level, line.text) for line in history.lines(state, ["work.0"])]
+    assert found == [
+        (500.5, "WARNING", "odd"),
+        (501.0, "ERROR", "bad"),
+        (501.0, "ERROR", "Traceback:"),
+        (501.0, "ERROR", "  x"),
+        (501.0, "ERROR", "E: 1"),
+        (502.0, "DEBUG", "1"),
+        (502.0, "DEBUG", "15"),
+        (502.0, "CRITICAL", "50"),
+        (502.0, "CRITICAL", "70"),
+    ]
 
 
 def test_who_listens_is_told_and_the_marks_fit(state: Path) -> None:

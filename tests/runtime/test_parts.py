@@ -136,7 +136,7 @@ def printed(write: Any, close: bool = True) -> tuple[list[bytes], str]:
     lines: list[bytes] = []
 
     async def main() -> str:
-        output = Output(lines.append)
+        output = Output(lines.append, pytest.fail)
         write(output.writer)
         os.close(output.writer)
         while close and output._open:
@@ -175,7 +175,7 @@ def test_a_line_without_an_end_is_cut() -> None:
     lines: list[bytes] = []
 
     async def main() -> None:
-        output = Output(lines.append)
+        output = Output(lines.append, pytest.fail)
         write(output.writer)
         while sum(map(len, lines)) < 400_000:
             await asyncio.sleep(0)
@@ -198,7 +198,7 @@ def test_a_pipe_that_somebody_else_keeps_full_does_not_hold_the_loop() -> None:
         count += 1
 
     async def main() -> None:
-        output = Output(line)
+        output = Output(line, pytest.fail)
         with subprocess.Popen([sys.executable, "-c", code], stdout=output.writer) as other:
             os.close(output.writer)
             while not count:
