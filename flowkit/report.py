@@ -8,11 +8,11 @@ from typing import Any
 
 from flowkit.metrics import IDLE, Verdict, verdict
 from flowkit.protocol.ledger import Entry
-from flowkit.protocol.project import Phase, Project, Status
+from flowkit.protocol.project import Phase, Project, Replica, Status, Wanted
 from flowkit.runtime import shared
 from flowkit.runtime.books import ReplicaBooks
 from flowkit.shares import situation, whole
-from flowkit.topology.plan import Plan
+from flowkit.topology.plan import LinkPlan, Plan
 
 OK, FAILED, USAGE, DEAD_LETTERS, UNACCOUNTED = 0, 3, 2, 4, 5
 KILLED = 130
@@ -43,6 +43,8 @@ class ReplicaReport:
     lost_state: bool
     busy: float
     handled: int
+    planned: int = 0
+    """How often it was restarted because the operator asked for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class Report:
                     "node": node.node,
                     "replica": node.replica,
                     "restarts": node.restarts,
+                    "planned": node.planned,
                     "state": node.state,
                     "lost_state": node.lost_state,
                     "busy": round(node.busy, 4),
@@ -154,18 +157,19 @@ def compile_report(
     now: float,
     seconds: float,
     last_words: str,
+    former: Sequence[LinkPlan] = (),
 ) -> Report:
     """The report of a run as it stands at `now`, from the books of its replicas by node and number.
 
     `replayed` is what dead letters that were replayed add to the books of links, by name;
-    `last_words` what the replica that was given up printed last.
+    `last_words` what the replica that was given up printed last; `former` the links that were
+    taken out while the project ran.
     """
     links = []
-    for link in plan.links:
+    for link in [*plan.links, *former]:
         entry = Entry()
-        for (node, _), book in books.items():
-            if node == link.source:
-                entry.add(book.entries()[link.index])
+        for book in books.values():
+            entry.add(book.entries().get(link.index, Entry()))
         entry.add(replayed.get(link.name, Entry()))
         source, target = f"{link.source}.{link.out}", f"{link.target}.{link.into}"
         links.append(LinkReport(source, target, entry, lossy=link.delivery == "at-most-once"))
@@ -177,10 +181,11 @@ def compile_report(
                 replica.node,
                 replica.number,
                 replica.restarts,
-                "done" if replica.phase is Phase.ENDED else replica.phase.value,
+                _state(replica),
                 replica.lost_state,
                 gauges[shared.BUSY_NS] / 1e9 / (books[key].seconds(now) or 1.0),
                 gauges[shared.HANDLED],
+                replica.planned,
             )
         )
     said = IDLE
@@ -197,3 +202,26 @@ def compile_report(
         last_words,
         project.draining,
     )
+
+
+def _state(replica: Replica) -> str:
+    if replica.phase is Phase.ENDED:
+        return "stopped" if replica.wanted is Wanted.DOWN else "done"
+    return str(replica.phase.value)
+
+
+def progress(
+    project: Project, books: Mapping[tuple[str, int], ReplicaBooks]
+) -> tuple[int, int | None]:
+    """How many messages of the sources are done downstream, and how many there will be: None unless
+    every source knows."""
+    done = 0
+    length: int | None = 0
+    for key, replica in project.replicas.items():
+        if replica.source:
+            entries = list(books[key].entries().values())
+            # With several links a message is done when the slowest of them is.
+            done += min((entry.done for entry in entries), default=0)
+            mine = books[key].now()[shared.LENGTH]
+            length = length + mine if mine and length is not None else None
+    return done, length

@@ -25,6 +25,7 @@ from flowkit import status as statuses
 from flowkit.clock import Clock, monotonic
 from flowkit.control.capture import Captures
 from flowkit.control.door import Door, Listening
+from flowkit.control.leftovers import Wishes, look_at_leftovers
 from flowkit.control.reception import Reception
 from flowkit.control.replays import Replays
 from flowkit.control.server import LAST_WORDS
@@ -37,15 +38,16 @@ from flowkit.control.words import Words
 from flowkit.errors import FlowkitError, WireError
 from flowkit.figures import Figures, Run, Scene
 from flowkit.launchers.base import Launcher
+from flowkit.launchers.fleet import Fleet, Make
 from flowkit.launchers.inprocess import InProcessLauncher
 from flowkit.launchers.process import ProcessLauncher
+from flowkit.operations import Changeable, Operations, members_of
 from flowkit.protocol import control
 from flowkit.protocol import project as core
-from flowkit.protocol.project import Member, Project, Replica, Status
-from flowkit.protocol.restart import RestartPolicy
-from flowkit.report import Report, compile_report
+from flowkit.protocol.project import Project, Replica, Status, Wanted
+from flowkit.report import Report, compile_report, progress
 from flowkit.rundir import RunDirectory, make_private
-from flowkit.runtime import descriptors, leftovers, shared, spec
+from flowkit.runtime import descriptors, spec
 from flowkit.runtime.books import ReplicaBooks
 from flowkit.runtime.planning import load_plan
 from flowkit.sampling import EVERY
@@ -76,7 +78,7 @@ LONGEST_NAME = len("l999.999.9999999")
 """Bytes of the longest name of a socket: link, replica, incarnation."""
 
 
-class Supervisor:
+class Supervisor(Changeable):
     """Runs one project. `topology` is a file's path or a `Plan`.
 
     `resume` goes on from the positions that an earlier run left, `fresh` forgets them; without
@@ -102,11 +104,8 @@ class Supervisor:
         clock: Clock = monotonic,
     ) -> None:
         self._directory = os.getcwd()
-        if isinstance(topology, Plan):
-            self.plan = topology
-        else:
-            self.plan = load_plan(os.fspath(topology), os.environ, self._directory)
-        self._in_process = in_process
+        self.plan = self.load(topology)
+        self.in_process = in_process
         self._resume, self._fresh = resume, fresh
         self._sources = sources
         self._method = method
@@ -115,34 +114,11 @@ class Supervisor:
         self._run = secrets.token_hex(8)
         self._token = secrets.token_hex(16)
         self._project = Project(
-            [
-                Member(
-                    node.name,
-                    node.replicas,
-                    RestartPolicy(
-                        node.restart.policy,  # type: ignore[arg-type]  # checked with the file
-                        node.restart.max,
-                        node.restart.window,
-                        node.restart.backoff,
-                        node.restart.backoff_max,
-                    ),
-                    node.source,
-                    node.stateful,
-                )
-                for node in self.plan.nodes
-            ],
-            [spec.terms_of(link) for link in self.plan.links],
-            sources,
+            members_of(self.plan), [spec.terms_of(link) for link in self.plan.links], sources
         )
-        lossy = [link.index for link in self.plan.links if link.delivery == "at-most-once"]
-        self._books = {
-            key: ReplicaBooks(
-                [link.index for link in self.plan.links if link.source == replica.node],
-                lossy,
-                self.plan.node(replica.node).positions,
-            )
-            for key, replica in self._project.replicas.items()
-        }
+        super().__init__(Operations(self, self._project, self._directory, clock))
+        self._books: dict[tuple[str, int], ReplicaBooks] = {}
+        self.open_books(self.plan)
         self._rundir = RunDirectory(self.plan.project, self.plan.path)
         self._journals = self._rundir.state / "journals"
         self._replays = Replays(self._run, self._pass_on)
@@ -173,6 +149,12 @@ class Supervisor:
         self._last_words = ""
         self._closed = False
 
+    def load(self, topology: str | os.PathLike[str] | Plan) -> Plan:
+        """The plan of a topology file, in the directory that the project runs in."""
+        if isinstance(topology, Plan):
+            return topology
+        return load_plan(os.fspath(topology), os.environ, self._directory)
+
     # -- life ----------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -185,23 +167,18 @@ class Supervisor:
         self._began = self._clock()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._rundir.check(LONGEST_NAME + NAME_EXTRA)
-        if not self._in_process:
+        if not self.in_process:
             descriptors.check(self.plan, raise_file_limit())
         self._door.bind()
         self._rundir.acquire()
         make_private(self._rundir.state)
         self._store = Store(str(self._rundir.state / "flowkit.db"))
         self._journals.mkdir(exist_ok=True)
-        leftovers.look(
-            self.plan,
-            self._store,
-            self._journals,
-            fresh=self._fresh,
-            resume=self._resume or not self._sources,
-        )
+        wishes = Wishes(self._sources, self._resume, self._fresh)
+        look_at_leftovers(self.plan, self._journals, self._store, wishes)
         hub = MemoryHub()
         sockets = ZmqTransport(self._rundir.path, largest=2 * control.LIMIT)
-        if self._in_process:
+        if self.in_process:
             self._transport, self._clients = MemoryTransport(hub, self._loop), sockets
         else:
             self._transport = sockets
@@ -215,7 +192,7 @@ class Supervisor:
         self._later(SLOW_START, self._still_starting)
         self._sample()
         self._door.open(self)
-        if not self._in_process:
+        if not self.in_process:
             self._look()
 
     async def wait(self) -> Report:
@@ -232,6 +209,10 @@ class Supervisor:
             return
         if not self._project.draining:
             self._watcher.draining(self.in_flight())
+            for node in self._operations.stopped:
+                self._watcher.note(
+                    f"{node} is stopped: what waits for it stays in flight (flowkit start {node})"
+                )
             self._project.drain()
         self._later(timeout, self._too_late, timeout)
         self._act()
@@ -267,6 +248,7 @@ class Supervisor:
                 transport.close(LAST_WORDS if listened_to else 0.0)
                 transport.join()
         now = self._clock()
+        await self._operations.close()
         for books in self._books.values():
             books.close(now, dead=False)
         if self._store is not None:
@@ -308,17 +290,7 @@ class Supervisor:
 
         The second is None unless every source knows.
         """
-        done = 0
-        length: int | None = 0
-        for key, replica in self._project.replicas.items():
-            if replica.source:
-                books = self._books[key]
-                entries = list(books.entries().values())
-                # With several links a message is done when the slowest of them is.
-                done += min((entry.done for entry in entries), default=0)
-                mine = books.now()[shared.LENGTH]
-                length = length + mine if mine and length is not None else None
-        return done, length
+        return progress(self._project, self._books)
 
     def in_flight(self) -> int:
         """How many messages are under way between replicas."""
@@ -335,6 +307,7 @@ class Supervisor:
             now,
             self._seconds or now - self._began,
             self._last_words,
+            self._operations.former,
         )
 
     def status(self) -> statuses.Status:
@@ -348,7 +321,7 @@ class Supervisor:
         return {key: books.histograms() for key, books in self._books.items()}
 
     def _scene(self) -> Scene:
-        return Scene(self.plan, self._project, self._books, self._pids, self._in_process)
+        return Scene(self.plan, self._project, self._books, self._pids, self.in_process)
 
     def _sample(self) -> None:
         self._sampling = self._loop.call_later(EVERY, self._sample)
@@ -393,22 +366,30 @@ class Supervisor:
         self._store.begin_run(self._run)
 
     def _make_launcher(self, hub: MemoryHub) -> Launcher:
-        if self._in_process:
+        if self.in_process:
             if self._directory not in sys.path:
                 sys.path.insert(0, self._directory)
             return InProcessLauncher(self._started, self._exited, hub)
+        return Fleet(self._started, self._exited, self._nursery_for(self.plan))
+
+    def _nursery_for(self, plan: Plan) -> Make:
         # A module whose node has an environment of its own is imported in its children alone.
-        private = {node.use.partition(":")[0] for node in self.plan.nodes if node.env}
-        modules = [module for module in self.plan.modules if module not in private]
-        return ProcessLauncher(
-            self._started,
-            self._exited,
+        private = {node.use.partition(":")[0] for node in plan.nodes if node.env}
+        modules = [module for module in plan.modules if module not in private]
+        return lambda started, exited: ProcessLauncher(
+            started,
+            exited,
             entry="flowkit.runtime.child:main",
             preload=["flowkit.runtime.child", *modules],
             path=[self._directory],
             method=self._method,
-            title=f"flowkit: {self.plan.project}",
+            title=f"flowkit: {plan.project}",
         )
+
+    async def renew_launcher(self, plan: Plan) -> None:
+        """Replicas to come take in the code as it is now."""
+        if isinstance(self._launcher, Fleet):
+            await self._launcher.renew(self._nursery_for(plan))
 
     # -- what happens --------------------------------------------------------------------------
 
@@ -449,6 +430,8 @@ class Supervisor:
                 self._later(grace, self._hurry, replica, incarnation, grace)
             elif isinstance(message, control.Stop):
                 self._project.stop(replica, incarnation, message.reason)
+            elif isinstance(message, control.Resting | control.Held | control.Resized):
+                self._project.heard(replica, message)
             elif self._replays.answered(message) and self._store is not None:
                 self._store.drop_dead_letters([message.number])
         self._act()
@@ -459,6 +442,9 @@ class Supervisor:
     def replay(self, numbers: Sequence[int], answer: Callable[[control.Replayed], None]) -> None:
         """Try dead letters again; `answer` is called once for each, with what became of it."""
         assert self._store is not None
+        if self._project.operation is not None:
+            self._operations.later.append(lambda: self.replay(numbers, answer))
+            return
         letters = self._store.dead_letters(numbers)
         self._replays.ask(numbers, letters, list(self._project.replicas.values()), answer)
 
@@ -483,6 +469,7 @@ class Supervisor:
         held = self._books[key].in_hand()
         # A message that kills makes its process crash or leave; these signals come from outside.
         outside = stuck is not None or error is not None or -code in OUTSIDE
+        outside = outside or replica.leaving or replica.wanted is not Wanted.UP
         if held is not None and not outside and replica.incarnation == incarnation:
             self._project.had_in_hand(replica, *held)
         self._project.exited(replica, incarnation, code, error, self._clock())
@@ -549,6 +536,10 @@ class Supervisor:
             elif isinstance(action, core.Started):
                 self._begin_run()
                 self._watcher.ready(self._clock() - self._began)
+            elif isinstance(action, core.Adopt):
+                self._operations.adopted(action.operation)
+            elif isinstance(action, core.Completed):
+                self._operations.completed(action)
             elif isinstance(action, core.Died):
                 replica = action.replica
                 self._last_words = self._captures.last_words((replica.node, replica.number))
@@ -575,7 +566,7 @@ class Supervisor:
             self._binding.send(place[0], control.encode(message))
 
     def _launch(self, replica: Replica) -> None:
-        if isinstance(self._launcher, ProcessLauncher) and self._launcher.pid is None:
+        if isinstance(self._launcher, Fleet) and self._launcher.pid is None:
             self._launches.append(replica)
             if self._relaunch is None or self._relaunch.done():
                 self._relaunch = self._loop.create_task(self._new_launcher())
@@ -588,10 +579,12 @@ class Supervisor:
 
     def _launch_now(self, replica: Replica) -> None:
         key = (replica.node, replica.number)
-        node = self.plan.node(replica.node)
+        plan = self._operations.plan_for(replica)
+        node = plan.node(replica.node)
         name = f"{replica.name}#{replica.incarnation}"
         rows = self._rundir.path / f"{name}.rows"
-        self._books[key].open(rows, self._clock())
+        outputs = [link for link in plan.links if link.source == node.name]
+        self._books[key].open(rows, self._clock(), [link.index for link in outputs])
         assert self._binding is not None and self._launcher is not None
         description = spec.ReplicaSpec(
             project=self.plan.project,
@@ -600,18 +593,20 @@ class Supervisor:
             node=node,
             replica=replica.number,
             incarnation=replica.incarnation,
-            inputs=[link for link in self.plan.links if link.target == node.name],
-            outputs=[link for link in self.plan.links if link.source == node.name],
+            inputs=[link for link in plan.links if link.target == node.name],
+            outputs=outputs,
             control=self._binding.address,
             run_directory=str(self._rundir.path),
             books=str(rows),
             journals=str(self._journals),
             store=str(self._rundir.state / "flowkit.db"),
-            box="" if self._in_process else str(rows.with_suffix(".box")),
+            box="" if self.in_process else str(rows.with_suffix(".box")),
             levels=self._words.levels(key),
+            origin=replica.origin,
+            life=replica.life,
         )
         stdout = stderr = None
-        if not self._in_process:
+        if not self.in_process:
             self._words.expect(key, replica.incarnation, Path(description.box))
             stdout, stderr = self._captures.open(key)
         self._launcher.launch(
@@ -623,24 +618,39 @@ class Supervisor:
             stderr=stderr,
         )
 
+    def open_books(self, plan: Plan) -> None:
+        """Books for the replicas that have none yet."""
+        lossy = [link.index for link in plan.links if link.delivery == "at-most-once"]
+        for key, replica in self._project.replicas.items():
+            node = next((node for node in plan.nodes if node.name == replica.node), None)
+            if key in self._books:
+                self._books[key].lossy += lossy
+            elif node is not None:
+                links = [link.index for link in plan.links if link.source == replica.node]
+                self._books[key] = ReplicaBooks(links, list(lossy), node.positions)
+
+    def tell(self, text: str) -> None:
+        """Tell the operator."""
+        self._watcher.note(text)
+
+    def carry_out(self) -> None:
+        """Do what the project has decided."""
+        self._act()
+
     def _remove_sockets(self, replica: Replica, incarnation: int) -> None:
         """A process that was killed has left its socket files behind."""
-        if self._in_process:
+        if self.in_process:
             return
-        for link in self.plan.links:
-            if link.source == replica.node:
-                name = f"l{link.index}.{replica.number}.{incarnation}-*"
-                for path in self._rundir.path.glob(name):
-                    path.unlink(missing_ok=True)
+        for index in self._books[replica.node, replica.number].links:
+            for path in self._rundir.path.glob(f"l{index}.{replica.number}.{incarnation}-*"):
+                path.unlink(missing_ok=True)
 
     async def _new_launcher(self) -> None:
         """The launcher died, and its replicas with it: start another for those to come."""
-        assert self._launcher is not None
+        assert isinstance(self._launcher, Fleet)
         error = None
         try:
-            await self._launcher.close()
-            self._launcher = self._make_launcher(MemoryHub())
-            await self._launcher.start()
+            await self._launcher.renew()
         except (FlowkitError, OSError) as caught:
             error = f"could not be started: {caught}"
         waiting, self._launches = self._launches, []

@@ -34,7 +34,7 @@ RANKS = {
     7: ["transport", "store", "journal", "rundir", "connectors"],
     8: ["runtime"],
     9: ["control", "launchers"],
-    10: ["report", "shares", "processes", "figures", "supervisor", "mp"],
+    10: ["report", "shares", "processes", "figures", "operations", "watching", "supervisor", "mp"],
     11: ["dashboard"],
     12: ["cli", "testing", "__main__"],
 }

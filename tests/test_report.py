@@ -103,6 +103,7 @@ def test_the_format_of_the_file() -> None:
                 "node": "a",
                 "replica": 0,
                 "restarts": 1,
+                "planned": 0,
                 "state": "done",
                 "lost_state": False,
                 "busy": 0.1235,

@@ -38,6 +38,11 @@ REFRESH = 0.2
     is_flag=True,
     help="Run all replicas in this process, on memory links: for breakpoints and coverage.",
 )
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Restart the nodes whose code or settings change, once the new code has imported.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the positions an earlier run left.")
 @click.option("--fresh", is_flag=True, help="Forget positions an earlier run left.")
 @click.option(
@@ -65,6 +70,7 @@ def command(
     file: str,
     report_file: str | None,
     in_process: bool,
+    watch: bool,
     resume: bool,
     fresh: bool,
     http: str | None,
@@ -90,6 +96,8 @@ def command(
         raise click.UsageError("--resume and --fresh exclude each other")
     if http is not None and no_http:
         raise click.UsageError("--http and --no-http exclude each other")
+    if watch and in_process:
+        raise click.UsageError("--watch starts new processes: leave out --in-process")
     if report_file is not None:
         # Better now than after an hour's run.
         folder = Path(report_file).resolve().parent
@@ -102,6 +110,7 @@ def command(
             raise click.UsageError("--in-process runs in the foreground: leave -d and --wait out")
         again = _again(file, report_file, resume, fresh, drain_timeout)
         again += ["--log-format", log_format]
+        again += ["--watch"] if watch else []
         again += ["--no-http"] if no_http else ["--http", http] if http is not None else []
         return detached.start(again, wait)
     screen: Screen
@@ -119,7 +128,7 @@ def command(
     screen.begin(__version__, supervisor.plan, listening.url if listening else None)
     with terminal.without_control_echo(), relayed(screen) if in_process else nullcontext():
         notice = detached.Notice(notify) if notify is not None else None
-        report = asyncio.run(_run(supervisor, screen, drain_timeout, notice))
+        report = asyncio.run(_run(supervisor, screen, drain_timeout, watch, notice))
     screen.end(report, supervisor.state_directory)
     if report_file is not None:
         text = json.dumps(report.as_dict(), indent=2) + "\n"
@@ -145,6 +154,7 @@ async def _run(
     supervisor: Supervisor,
     screen: Screen,
     drain_timeout: float,
+    watch: bool,
     notice: detached.Notice | None = None,
 ) -> Report:
     loop = asyncio.get_running_loop()
@@ -171,25 +181,27 @@ async def _run(
 
     if notice is not None and notice.when == "ready":
         screen.on_ready = give_notice
-    watching: asyncio.Task[None] | None = None
+    beside: list[asyncio.Task[None]] = []
     try:
         async with supervisor:
             if notice is not None and notice.when == "started":
                 give_notice(monotonic() - began)
             if screen.live:
-                watching = asyncio.create_task(_watch(supervisor, screen))
+                beside.append(asyncio.create_task(_show(supervisor, screen)))
+            if watch:
+                beside.append(asyncio.create_task(supervisor.watch()))
             report = await supervisor.wait()
     finally:
-        if watching is not None:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         screen.stop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
     return report
 
 
-async def _watch(supervisor: Supervisor, screen: Screen) -> None:
+async def _show(supervisor: Supervisor, screen: Screen) -> None:
     while True:
         screen.progress(*supervisor.progress())
         await asyncio.sleep(REFRESH)

@@ -91,6 +91,80 @@ class Poison(msgspec.Struct, tag=True):
     index: int
 
 
+# Changes of a running project: see `flowkit.protocol.change` and `flowkit.protocol.departure`.
+
+
+class Rest(msgspec.Struct, tag=True):
+    """Supervisor: begin nothing new; answer with `Resting` when nothing is held or unsettled.
+
+    Sent only when all producers rest already, so the sessions of inputs are renewed: what an old
+    one may still bring is a copy. A replica that is `leaving` keeps them, and stops reading for
+    good.
+    """
+
+    round: int
+    leaving: bool = False
+
+
+class Resting(msgspec.Struct, tag=True):
+    """Replica: what was asked with `Rest` number `round` is true, and positions are committed."""
+
+    incarnation: int
+    round: int
+
+
+class Resume(msgspec.Struct, tag=True):
+    """Supervisor: the rest is over."""
+
+
+class Hold(msgspec.Struct, tag=True):
+    """Supervisor: give that consumer nothing new (`on`), or go on; answered with `Held`."""
+
+    node: str
+    replica: int
+    on: bool
+
+
+class Held(msgspec.Struct, tag=True):
+    """Replica: that consumer gets nothing new and has acknowledged everything I sent it."""
+
+    incarnation: int
+    node: str
+    replica: int
+
+
+class Retire(msgspec.Struct, tag=True):
+    """Supervisor: all your inputs have ended, for you alone: finish, report `Done`, leave."""
+
+
+class Leave(msgspec.Struct, tag=True):
+    """Supervisor: end now, without `finish()`; you rest, and another incarnation follows."""
+
+
+class Size(msgspec.Struct):
+    """How many replicas the ends of a link have, and the version of its key map."""
+
+    link: int
+    producers: int
+    consumers: int
+    version: int
+
+
+class Resize(msgspec.Struct, tag=True):
+    """Supervisor: your node has `replicas` from now on, and your links these sizes."""
+
+    round: int
+    replicas: int
+    links: list[Size]
+
+
+class Resized(msgspec.Struct, tag=True):
+    """Replica: `Resize` number `round` is done."""
+
+    incarnation: int
+    round: int
+
+
 # -- words: log records ------------------------------------------------------------------------
 
 
@@ -171,7 +245,7 @@ class TapHeard(msgspec.Struct, tag=True):
     size: int
 
 
-FromReplica = Ready | Done | Stop | Replayed | Said | Tapped
+FromReplica = Ready | Done | Stop | Replayed | Said | Tapped | Resting | Held | Resized
 FromSupervisor = (
     Start
     | ProducerAt
@@ -185,6 +259,12 @@ FromSupervisor = (
     | Tap
     | Untap
     | TapHeard
+    | Rest
+    | Resume
+    | Hold
+    | Retire
+    | Leave
+    | Resize
 )
 
 _encode = msgspec.msgpack.Encoder().encode

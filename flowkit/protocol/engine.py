@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -32,6 +32,8 @@ from flowkit.protocol.events import (
     Identity,
     Leave,
     ReportDone,
+    ReportHeld,
+    ReportRest,
     Terms,
 )
 from flowkit.protocol.ledger import Books
@@ -126,6 +128,12 @@ class Inbox:
         self.receivers.append(receiver)
         self._turn.append(receiver)
 
+    def discard(self, receiver: Receiver) -> None:
+        """Another takes the place of `receiver`, whose producer has left."""
+        if not receiver.held:
+            self.receivers.remove(receiver)
+            self._turn.remove(receiver)
+
     @property
     def empty(self) -> bool:
         return not any(receiver.queue for receiver in self.receivers)
@@ -169,10 +177,15 @@ class Engine:
         self.identity = identity
         self.actions: deque[Action] = deque()
         self.phase = Phase.OPEN
-        self.roots = Roots(identity.origin, identity.incarnation)
+        self.roots = Roots(identity.origin, identity.incarnation, identity.life)
         self.roots.on_commit = self._on_commit
         self.inboxes: dict[str, Inbox] = {}
         self._receivers: dict[int, list[Receiver]] = {}
+        self._seen: dict[int, Seen] = {}
+        self.paused = False
+        """Whether nothing is to begin here: no reading, no timers, no end."""
+        self._asked_rest: int | None = None
+        self._asked_held: list[tuple[str, int]] = []
         self._inputs = {terms.index: terms for terms in inputs}
         self._outlets: dict[str, list[Outlet]] = {}
         self.senders: dict[int, Sender] = {}
@@ -183,20 +196,17 @@ class Engine:
         self._replaying = 0
         self.on_release: Callable[[str, Released], None] | None = None
         """Told what is released on which output, while somebody looks."""
-        post = self.actions.append
         for terms in inputs:
             inbox = self.inboxes.get(terms.into)
             if inbox is None:
                 inbox = Inbox(terms.into, (concurrency or {}).get(terms.into, 1))
                 self.inboxes[terms.into] = inbox
-            seen = Seen()
-            self._receivers[terms.index] = []
-            for producer in range(terms.producers):
-                receiver = Receiver(identity, terms, producer, inbox.pace, seen, self._wish, post)
-                self._receivers[terms.index].append(receiver)
-                inbox.add(receiver)
+            self._seen[terms.index] = Seen()
+            self._receivers[terms.index] = [
+                self._receiver(terms, producer) for producer in range(terms.producers)
+            ]
         for terms, router, codec, books in outputs:
-            sender = Sender(identity, terms, books, post)
+            sender = Sender(identity, terms, books, self.actions.append)
             self.senders[terms.index] = sender
             # The run is part of it, so that no id of another run is ever met again: not among the
             # dead letters, nor in the table of a sink that is idempotent by id.
@@ -232,7 +242,7 @@ class Engine:
     def peer_gone(self, node: str, replica: int, incarnation: int, done: bool) -> None:
         """The supervisor says that a replica is dead, or done with everything."""
         for index, terms in self._inputs.items():
-            if terms.source == node:
+            if terms.source == node and replica < len(self._receivers[index]):
                 self._receivers[index][replica].gone(incarnation, done)
         for sender in self.senders.values():
             if sender.terms.target == node:
@@ -250,6 +260,8 @@ class Engine:
     @property
     def room(self) -> bool:
         """Whether new work may begin: looked at before a batch is taken, never within one."""
+        if self.paused and not self.inboxes:
+            return False
         return not self.roots.full and not any(sender.full for sender in self.senders.values())
 
     def take(self, channel: str) -> tuple[InBatch, Work] | None:
@@ -395,6 +407,102 @@ class Engine:
         """The journal of `link` holds `batches`, at `sequences`."""
         self.senders[link].persisted(batches, sequences)
 
+    # -- changes -------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Begin nothing new: the shell stops timers and reading. Input is handled as before."""
+        self.paused = True
+        for sender in self.senders.values():
+            sender.resting = True
+
+    def rest(self, round: int, renew: bool) -> None:
+        """Ask for `ReportRest` when nothing is held or unsettled. `renew` if all producers rest."""
+        self.pause()
+        if renew:
+            for receiver in self._all_receivers():
+                receiver.renew()
+        self._asked_rest = round
+        self._progress()
+
+    def resume(self) -> None:
+        """The rest is over."""
+        self.paused = False
+        self._asked_rest = None
+        for sender in self.senders.values():
+            sender.resting = False
+        self._progress()
+
+    def hold(self, node: str, replica: int, on: bool) -> None:
+        """Give that consumer nothing new, and ask for `ReportHeld`; or go on."""
+        for sender in self.senders.values():
+            if sender.terms.target == node:
+                sender.hold(replica, on)
+        self._asked_held = [one for one in self._asked_held if one != (node, replica)]
+        if on:
+            self._asked_held.append((node, replica))
+            self._answer_held()
+
+    def retire(self) -> None:
+        """This replica's stream ends, whatever its producers do for others."""
+        self.resume()
+        for receiver in self._all_receivers():
+            receiver.close()
+        self.end_stream()
+
+    def resize(self, link: int, producers: int, consumers: int, version: int) -> None:
+        """The ends of `link` have other numbers of replicas; see `Sender.resize`."""
+        inlet = self._inputs.get(link)
+        if inlet is not None:
+            self._inputs[link] = inlet = replace(inlet, producers=producers, consumers=consumers)
+            self._grow(inlet)
+        for outlets in self._outlets.values():
+            for outlet in outlets:
+                if outlet.sender.terms.index == link:
+                    terms = outlet.sender.terms
+                    outlet.sender.resize(
+                        replace(terms, producers=producers, consumers=consumers, version=version)
+                    )
+                    outlet.router = outlet.router.resized(consumers, version)
+
+    def _grow(self, terms: Terms) -> None:
+        """Receivers for new producers. Those of producers that have left stay, closed, until
+        there is a new producer of that number."""
+        receivers = self._receivers[terms.index]
+        inbox = self.inboxes[terms.into]
+        for producer in range(terms.producers):
+            if producer == len(receivers):
+                receivers.append(self._receiver(terms, producer))
+            elif receivers[producer].retired:
+                inbox.discard(receivers[producer])
+                receivers[producer] = self._receiver(terms, producer)
+        for receiver in receivers[terms.producers :]:
+            receiver.retired = True
+
+    def _receiver(self, terms: Terms, producer: int) -> Receiver:
+        inbox, seen = self.inboxes[terms.into], self._seen[terms.index]
+        post = self.actions.append
+        receiver = Receiver(self.identity, terms, producer, inbox.pace, seen, self._wish, post)
+        inbox.add(receiver)
+        return receiver
+
+    def _answer_held(self) -> None:
+        for node, replica in list(self._asked_held):
+            mine = [sender for sender in self.senders.values() if sender.terms.target == node]
+            if all(sender.is_clear(replica) for sender in mine):
+                self._asked_held.remove((node, replica))
+                self.actions.append(ReportHeld(node, replica))
+
+    @property
+    def _at_rest(self) -> bool:
+        if self.phase is not Phase.OPEN:
+            return self.phase in (Phase.REPORTING, Phase.CLOSED)
+        return (
+            self.roots.idle
+            and not self._replaying
+            and not self.in_hand
+            and all(sender.idle for sender in self.senders.values())
+        )
+
     # -- the end -------------------------------------------------------------------------------
 
     def end_stream(self) -> None:
@@ -431,7 +539,12 @@ class Engine:
         return sum(receiver.held for receiver in self._all_receivers())
 
     def _progress(self) -> None:
-        if self.phase is Phase.OPEN:
+        if self._asked_held:
+            self._answer_held()
+        if self._asked_rest is not None and self._at_rest:
+            self.actions.append(ReportRest(self._asked_rest))
+            self._asked_rest = None
+        if self.phase is Phase.OPEN and not self.paused:
             ended = self._stream_ended
             if self.inboxes:
                 closed = all(inbox.closed for inbox in self.inboxes.values())
@@ -457,8 +570,8 @@ class Engine:
         )
 
     def _all_receivers(self) -> Iterable[Receiver]:
-        for receivers in self._receivers.values():
-            yield from receivers
+        for inbox in self.inboxes.values():
+            yield from inbox.receivers
 
     def _stamp(self) -> int:
         """How many messages the batches made of a root should hold: as its consumers wish."""

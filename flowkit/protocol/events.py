@@ -26,6 +26,9 @@ class Identity:
     incarnation: int
     origin: int
     """Number of the replica in the project: the first part of the ids of what begins in it."""
+    life: int = 1
+    """How many replicas of this number have been ended before this one, and one: what `finish()`
+    sends has ids that are the same in every incarnation of one life."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class Terms:
     origin: int = 0
     """With `durable`: what replica 0 of the producer puts for its origin in the ids of batches on
     this link, which begin a lineage of their own in the journal."""
+    version: int = 0
+    """How often the key map was changed; in ids, since another map cuts batches differently."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,21 @@ class ReportDone:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportRest:
+    """Nothing is held or unsettled, as `Engine.rest` asked with `round`."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportHeld:
+    """That consumer has acknowledged everything and gets nothing new: see `Engine.hold`."""
+
+    node: str
+    replica: int
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """Everything below `position` is done downstream."""
 
@@ -145,6 +165,8 @@ Action = (
     | Complain
     | CallFinish
     | ReportDone
+    | ReportRest
+    | ReportHeld
     | Commit
     | Leave
 )

@@ -117,9 +117,10 @@ class Roots:
     `committed` is the position of the highest root below which everything is settled.
     """
 
-    def __init__(self, origin: int, incarnation: int) -> None:
+    def __init__(self, origin: int, incarnation: int, life: int = 1) -> None:
         self._origin = origin
         self._incarnation = incarnation
+        self._life = life
         self._next = 1
         self._open: deque[Root] = deque()
         self._finish: Root | None = None
@@ -154,9 +155,10 @@ class Roots:
 
     def finish(self, born: int = 0) -> Root:
         """The one root of what `finish()` sends: the same id in every incarnation, so that a
-        replica that dies after it and runs it again sends copies, and never forgotten."""
-        identity = root_id(self._origin, FINISH, 1)
-        root = self._finish = Root(identity, 1, 1, None)
+        replica that dies after it and runs it again sends copies, and never forgotten. A replica
+        that was ended and is there again, later, has another life and says other things."""
+        identity = root_id(self._origin, FINISH, self._life)
+        root = self._finish = Root(identity, self._life, 1, None)
         root.born = born
         root.settled = lambda: self._settle(root)
         return root

@@ -9,10 +9,16 @@ supervisor to carry out. Every replica goes the same way::
 
 A death is announced to all peers of the replica before its next incarnation is started, so that
 what it had not acknowledged is delivered to others; only then can no two of it be at work.
+
+What the operator wants of a replica (`Wanted`) stands above the restart policy: one that is to be
+DOWN becomes STOPPED and not started again, one that is to be GONE runs its orderly end and is
+REMOVED, and one that was told to leave for another incarnation is no death. Such changes are
+`Operation`s, one at a time: see `flowkit.protocol.departure` and `flowkit.protocol.change`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +47,18 @@ class Phase(Enum):
     ENDED = "ended"
     LOST = "lost"
     """Given up, or killed at the end."""
+    STOPPED = "stopped"
+    """The operator wants no process of it, for now."""
+    REMOVED = "removed"
+    """Its node has fewer replicas now, or is no more."""
+
+
+class Wanted(Enum):
+    """What the operator wants of a replica."""
+
+    UP = "up"
+    DOWN = "down"
+    GONE = "gone"
 
 
 class Status(Enum):
@@ -67,11 +85,14 @@ class Member(NamedTuple):
     policy: RestartPolicy
     source: bool
     stateful: bool
+    origin: int = 0
+    """Number of replica 0 in the project."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Replica:
-    """One replica, over all its incarnations."""
+    """One replica, over all its incarnations. `restarts` are those after a death, `planned` those
+    that the operator asked for."""
 
     node: str
     number: int
@@ -84,6 +105,26 @@ class Replica:
     lost_state: bool = False
     addresses: Mapping[int, str] = field(default_factory=dict)
     launch_at: float | None = None
+    origin: int = 0
+    """Its number in the project: the first part of the ids of what begins in it."""
+    wanted: Wanted = Wanted.UP
+    planned: int = 0
+    life: int = 1
+    """1, and how often it was removed; see `events.Identity`."""
+    leaving: bool = False
+    """Whether this incarnation was told to end."""
+    trying: bool = False
+    """Whether the next incarnation was asked for, and has not been ready yet."""
+    discarded: bool = False
+    """Whether it is to be removed without its orderly end."""
+    introduced: bool = False
+    """Whether this incarnation's peers know of it."""
+    known: bool = True
+    """Whether they know of any incarnation, or are to be."""
+    begun: bool = False
+    """Whether this incarnation was told to `Start`."""
+    edition: int = 0
+    """Which links the incarnation was launched with, or told of."""
 
     @property
     def name(self) -> str:
@@ -91,7 +132,12 @@ class Replica:
 
     @property
     def over(self) -> bool:
-        return self.phase in (Phase.ENDED, Phase.LOST)
+        return self.phase in (Phase.ENDED, Phase.LOST, Phase.REMOVED)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing will come from it any more."""
+        return self.phase in (Phase.DONE, Phase.ENDED, Phase.REMOVED)
 
 
 class Launch(NamedTuple):
@@ -145,7 +191,88 @@ class Over(NamedTuple):
     """Every replica has ended; the project's status says how."""
 
 
-Action = Launch | Tell | Kill | Bury | Poisoned | Started | Died | Over
+class Adopt(NamedTuple):
+    """From now on replicas are launched with the links and settings that `operation` brings."""
+
+    operation: Operation
+
+
+class Completed(NamedTuple):
+    """The operation is over; `error` says why it did not do all that it should."""
+
+    operation: Operation
+    error: str
+
+
+Action = Launch | Tell | Kill | Bury | Poisoned | Started | Died | Over | Adopt | Completed
+
+
+class Operation(ABC):
+    """A change of the running project: told of what happens, it goes on.
+
+    It works on the project through `tell`, `kill` and what else has no underscore there, and calls
+    `Project.complete` at its end. `deadline` is when `too_late` is called.
+    """
+
+    deadline: float | None = None
+    pausing = False
+    """Whether sources are not to begin, for now."""
+    _allowed: float | None = None
+
+    def allow(self, seconds: float) -> None:
+        """The step that begins now may take so long. The time is told at the next tick, which is
+        due at once."""
+        self._allowed = seconds
+        self.deadline = float("-inf")
+
+    def due(self, now: float) -> None:
+        """The deadline has passed, or is to be set."""
+        if self._allowed is not None:
+            self.deadline = now + self._allowed
+            self._allowed = None
+        else:
+            self.deadline = None
+            self.too_late()
+
+    @abstractmethod
+    def begin(self, now: float) -> None:
+        """The first step."""
+
+    @abstractmethod
+    def too_late(self) -> None:
+        """The deadline has passed: `allow` more, or complete."""
+
+    def abandon(self, reason: str) -> bool:
+        """Undo it, if that is possible still; else it goes on, and False is returned."""
+        return False
+
+    def defers(self, replica: Replica) -> bool:
+        """Whether that replica, which is ready, is not to be introduced to its peers yet."""
+        return False
+
+    def ready(self, replica: Replica) -> None:
+        """It is ready, and introduced unless that was deferred."""
+        return None
+
+    def ended(self, replica: Replica) -> None:
+        """It has ended, or is done, as was wanted."""
+        return None
+
+    def died(self, replica: Replica, reason: str) -> None:
+        """It died; it is started again unless `reason` says why not."""
+        return None
+
+    def resting(self, replica: Replica, round: int) -> None:
+        """It says `Resting`."""
+        return None
+
+    def held(self, producer: Replica, node: str, number: int) -> None:
+        """A producer says `Held`."""
+        return None
+
+    def resized(self, replica: Replica, round: int) -> None:
+        """It says `Resized`."""
+        return None
 
 
 class Project:
@@ -164,18 +291,14 @@ class Project:
         self.started = False
         self._poisons: dict[str, list[control.Poison]] = {member.name: [] for member in members}
         self._suspects: dict[tuple[int, bytes, int], int] = {}
-        self._links = links
-        self.replicas = {
-            (member.name, number): Replica(
-                member.name,
-                number,
-                RestartState(member.policy),
-                member.source,
-                member.stateful,
-            )
-            for member in members
-            for number in range(member.replicas)
-        }
+        self.links = links
+        self.operation: Operation | None = None
+        self.edition = 0
+        """How often `links` were changed."""
+        self.replicas: dict[tuple[str, int], Replica] = {}
+        for member in members:
+            for number in range(member.replicas):
+                self.add(member, number, member.origin + number)
 
     # -- what happens --------------------------------------------------------------------------
 
@@ -189,17 +312,24 @@ class Project:
         """Call when `wake_at` has come."""
         if self.status is not Status.RUNNING:
             return
+        operation = self.operation
+        if operation and operation.deadline is not None and operation.deadline <= now:
+            operation.due(now)
         for replica in self.replicas.values():
             if replica.launch_at is not None and replica.launch_at <= now:
                 replica.launch_at = None
                 replica.incarnation += 1
                 replica.phase = Phase.STARTING
+                replica.leaving = replica.introduced = replica.begun = False
+                replica.edition = self.edition
                 self.actions.append(Launch(replica))
 
     @property
     def wake_at(self) -> float | None:
         """When `tick` is due next; None if nothing waits."""
         times = [replica.launch_at for replica in self.replicas.values()]
+        if self.operation is not None:
+            times.append(self.operation.deadline)
         return min((time for time in times if time is not None), default=None)
 
     def ready(self, node: str, number: int, incarnation: int, addresses: Mapping[int, str]) -> bool:
@@ -211,17 +341,23 @@ class Project:
             return False
         replica.phase = Phase.READY
         replica.addresses = addresses
-        self._introduce(replica)
+        replica.trying = False
+        if replica.edition != self.edition:
+            self.resize(replica, 0)
+        if replica.discarded or replica.wanted is Wanted.DOWN:
+            return True  # it is being killed
+        if self.operation is None or not self.operation.defers(replica):
+            self.introduce(replica)
         if self.started:
-            if replica.source and self._sources_run:
-                self._tell(replica, control.Start())
+            self.start_sources()
         elif all(other.phase is Phase.READY for other in self.replicas.values()):
             self.started = True
             self.actions.append(Started())
-            for other in self._sources() if self._sources_run else ():
-                self._tell(other, control.Start())
+            self.start_sources()
         if self.draining and replica.source:
-            self._tell(replica, control.Drain())
+            self.tell(replica, control.Drain())
+        if self.operation is not None:
+            self.operation.ready(replica)
         return True
 
     def done(self, replica: Replica, incarnation: int) -> None:
@@ -229,8 +365,28 @@ class Project:
         if replica.incarnation != incarnation or replica.phase is not Phase.READY:
             return
         replica.phase = Phase.DONE
-        self._tell(replica, control.Released())
+        self.tell(replica, control.Released())
         self._announce(replica, incarnation, done=True)
+        if self.operation is not None:
+            self.operation.ended(replica)
+        self._settle_stopped()
+
+    def heard(
+        self,
+        replica: Replica,
+        message: control.Resting | control.Held | control.Resized,
+    ) -> None:
+        """A replica answers what an operation has told it."""
+        operation = self.operation
+        current = replica.incarnation == message.incarnation and replica.phase is Phase.READY
+        if operation is None or not current:
+            return
+        if isinstance(message, control.Resting):
+            operation.resting(replica, message.round)
+        elif isinstance(message, control.Held):
+            operation.held(replica, message.node, message.replica)
+        else:
+            operation.resized(replica, message.round)
 
     def stop(self, replica: Replica, incarnation: int, reason: str) -> None:
         """A replica's error policy asks to stop the project."""
@@ -241,12 +397,14 @@ class Project:
         self, replica: Replica, incarnation: int, code: int, error: str | None, now: float
     ) -> None:
         """The process of that incarnation has ended and been waited for."""
-        if replica.incarnation != incarnation or replica.over or replica.phase is Phase.WAITING:
+        idle = replica.phase in (Phase.WAITING, Phase.STOPPED)
+        if replica.incarnation != incarnation or replica.over or idle:
             return
         if replica.phase is Phase.DONE:
             # What happens after DONE costs nothing any more.
-            replica.phase = Phase.ENDED
-            self._check_over()
+            removed = replica.wanted is Wanted.GONE
+            replica.phase = Phase.REMOVED if removed else Phase.ENDED
+            self._left(replica)
             return
         was = replica.phase
         replica.addresses = {}
@@ -257,24 +415,67 @@ class Project:
             return
         if replica.stateful and was is Phase.READY:
             replica.lost_state = True
+        if replica.discarded or replica.wanted is Wanted.DOWN or replica.leaving:
+            self._buried(replica, done=replica.discarded)
+            if replica.discarded:
+                replica.phase = Phase.REMOVED
+            elif replica.wanted is Wanted.DOWN:
+                replica.phase = Phase.STOPPED
+            else:
+                replica.planned += 1
+                replica.trying = True
+                replica.phase = Phase.WAITING
+                replica.launch_at = now
+            self._left(replica)
+            return
         if was is Phase.STARTING and code == CONFIGURATION:
-            replica.phase = Phase.LOST
-            reason = f"{replica.name} cannot start"
-            self.actions.append(Died(replica, code, error, None, reason))
-            self._fail(Status.MISCONFIGURED, reason)
+            self._give_up(replica, Status.MISCONFIGURED, "cannot start", code, error)
             return
         verdict = replica.restart.died(now, clean=False)
         if isinstance(verdict, GiveUp):
-            replica.phase = Phase.LOST
-            self.actions.append(Died(replica, code, error, None, verdict.reason))
-            self._fail(Status.FAILED, f"{replica.name} was given up: {verdict.reason}")
+            self._give_up(replica, Status.FAILED, verdict.reason, code, error)
             return
-        self.actions.append(Bury(replica, incarnation))
-        self._announce(replica, incarnation, done=False)
+        self._buried(replica, done=False)
         replica.phase = Phase.WAITING
         replica.restarts += 1
         replica.launch_at = now + verdict.after
         self.actions.append(Died(replica, code, error, verdict.after, ""))
+        if self.operation is not None:
+            self.operation.died(replica, "")
+
+    def _give_up(
+        self, replica: Replica, status: Status, reason: str, code: int, error: str | None
+    ) -> None:
+        """It is not started again. That ends the project, but for an incarnation that the operator
+        has asked for: the others go on."""
+        if replica.trying:
+            replica.trying = False
+            self._buried(replica, done=False)
+            replica.phase, replica.wanted = Phase.STOPPED, Wanted.DOWN
+        else:
+            replica.phase = Phase.LOST
+        told = f"{replica.name} cannot start" if status is Status.MISCONFIGURED else reason
+        self.actions.append(Died(replica, code, error, None, told))
+        if replica.phase is Phase.STOPPED:
+            if self.operation is not None:
+                self.operation.died(replica, reason)
+            self._settle_stopped()
+        elif status is Status.MISCONFIGURED:
+            self._fail(status, told)
+        else:
+            self._fail(status, f"{replica.name} was given up: {reason}")
+
+    def _buried(self, replica: Replica, done: bool) -> None:
+        self.actions.append(Bury(replica, replica.incarnation))
+        self._announce(replica, replica.incarnation, done)
+
+    def _left(self, replica: Replica) -> None:
+        """A process has ended as it was to."""
+        replica.leaving = False
+        if self.operation is not None:
+            self.operation.ended(replica)
+        self._settle_stopped()
+        self._check_over()
 
     def had_in_hand(self, replica: Replica, link: int, id: bytes, index: int) -> None:
         """A replica died by itself while it handled that message carefully.
@@ -286,14 +487,14 @@ class Project:
         if self._suspects[suspect] != DEATHS_IN_HAND:
             return
         # What it died of is known and will not come again: those deaths use up no restarts.
-        for one in self._replicas_of(replica.node):
+        for one in self.replicas_of(replica.node):
             one.restart = RestartState(one.restart.policy)
         poison = control.Poison(link, id, index)
         self._poisons[replica.node].append(poison)
         self.actions.append(Poisoned(replica, poison))
-        for other in self._replicas_of(replica.node):
+        for other in self.replicas_of(replica.node):
             if other.phase is Phase.READY and other is not replica:
-                self._tell(other, poison)
+                self.tell(other, poison)
 
     def drain(self) -> None:
         """Stop the sources; everything else ends when its inputs have ended."""
@@ -304,9 +505,12 @@ class Project:
             # Nothing was read yet, so there is nothing to drain.
             self._fail(Status.DRAINED, "stopped while starting")
             return
+        if self.operation is not None:
+            self.operation.abandon("the project is being drained")
         for replica in self._sources():
             if replica.phase is Phase.READY:
-                self._tell(replica, control.Drain())
+                self.tell(replica, control.Drain())
+        self._settle_stopped()
 
     def kill(self, status: Status = Status.KILLED, reason: str = "killed") -> None:
         """End everything now."""
@@ -315,7 +519,106 @@ class Project:
         else:
             self._kill_all()
 
+    # -- what operations use -------------------------------------------------------------------
+
+    def operate(self, operation: Operation, now: float) -> None:
+        """Begin an operation; `Completed` follows. There must be none."""
+        if self.operation is not None or self.status is not Status.RUNNING:
+            raise AssertionError("another operation is under way, or the project has ended")
+        self.operation = operation
+        operation.begin(now)
+
+    def complete(self, error: str = "") -> None:
+        """The operation is over."""
+        operation, self.operation = self.operation, None
+        if operation is not None:
+            self.actions.append(Completed(operation, error))
+
+    def add(self, member: Member, number: int, origin: int) -> Replica:
+        """A replica that is to be launched when its `launch_at` is set. One that was removed
+        before goes on with its incarnations, in another life."""
+        self._poisons.setdefault(member.name, [])
+        state = RestartState(member.policy)
+        replica = self.replicas.get((member.name, number))
+        if replica is None:
+            replica = Replica(member.name, number, state, member.source, member.stateful)
+            replica.origin = origin
+            self.replicas[member.name, number] = replica
+            return replica
+        replica.restart, replica.source, replica.stateful = state, member.source, member.stateful
+        replica.phase, replica.wanted = Phase.WAITING, Wanted.UP
+        replica.discarded = replica.known = False
+        replica.life += 1
+        return replica
+
+    def adopt(self, operation: Operation, links: Sequence[Terms]) -> None:
+        """The links are these from now on."""
+        self.links = links
+        self.edition += 1
+        self.actions.append(Adopt(operation))
+
+    def resize(self, replica: Replica, round: int) -> None:
+        """Tell a replica what sizes its links have."""
+        replica.edition = self.edition
+        mine = [link for link in self.links if replica.node in (link.source, link.target)]
+        sizes = [
+            control.Size(link.index, link.producers, link.consumers, link.version) for link in mine
+        ]
+        self.tell(replica, control.Resize(round, len(self.replicas_of(replica.node)), sizes))
+
+    def start_sources(self) -> None:
+        """Tell the sources that wait for it to begin."""
+        if not self._sources_run or (self.operation is not None and self.operation.pausing):
+            return
+        for replica in self._sources():
+            ready = replica.phase is Phase.READY and replica.wanted is Wanted.UP
+            if ready and not replica.begun:
+                replica.begun = True
+                self.tell(replica, control.Start())
+
+    def producers_of(self, node: str) -> list[Replica]:
+        """The replicas of all nodes that have a link to `node`."""
+        sources = dict.fromkeys(link.source for link in self.links if link.target == node)
+        return [replica for source in sources for replica in self.replicas_of(source)]
+
+    def replicas_of(self, node: str) -> list[Replica]:
+        """Those that have not been removed."""
+        return [
+            replica
+            for replica in self.replicas.values()
+            if replica.node == node and replica.phase is not Phase.REMOVED
+        ]
+
+    def tell(self, replica: Replica, message: control.FromSupervisor) -> None:
+        self.actions.append(Tell(replica, message))
+
+    def drop(self, replica: Replica) -> None:
+        """It has no process, and is to have none: nothing will come from it any more."""
+        replica.launch_at = None
+        replica.phase = Phase.REMOVED
+        self._announce(replica, replica.incarnation, done=True)
+
+    def end(self, replica: Replica) -> None:
+        """Kill its process; what was wanted of it says what comes then."""
+        self.actions.append(Kill(replica))
+
     # -- inside --------------------------------------------------------------------------------
+
+    def _settle_stopped(self) -> None:
+        """A stopped replica ends with its producers: nothing waits for it. A stopped source ends
+        when the project is drained."""
+        moved = True
+        while moved:
+            moved = False
+            for replica in self.replicas.values():
+                if replica.phase is not Phase.STOPPED:
+                    continue
+                producers = self.producers_of(replica.node)
+                if self.draining if replica.source else all(one.done for one in producers):
+                    replica.phase = Phase.ENDED
+                    self._announce(replica, replica.incarnation, done=True)
+                    moved = True
+        self._check_over()
 
     def _sources(self) -> list[Replica]:
         return [replica for replica in self.replicas.values() if replica.source]
@@ -323,6 +626,7 @@ class Project:
     def _fail(self, status: Status, reason: str) -> None:
         self.status = status
         self.reason = reason
+        self.complete(f"the project ended: {reason}")
         self._kill_all()
         self._check_over()
 
@@ -333,32 +637,36 @@ class Project:
                 self.actions.append(Kill(replica))
             elif replica.phase is Phase.WAITING:
                 replica.phase = Phase.LOST
+            elif replica.phase is Phase.STOPPED:
+                replica.phase = Phase.ENDED
 
     def _check_over(self) -> None:
         if all(replica.over for replica in self.replicas.values()):
             if self.status is Status.RUNNING:
                 self.status = Status.DRAINED
+            self.complete("the project has ended")
             if not any(isinstance(action, Over) for action in self.actions):
                 self.actions.append(Over())
 
-    def _introduce(self, replica: Replica) -> None:
+    def introduce(self, replica: Replica) -> None:
         """Tell `replica` where its producers are, and its consumers where it is."""
+        replica.introduced = replica.known = True
         for poison in self._poisons[replica.node]:
-            self._tell(replica, poison)
-        for link in self._links:
+            self.tell(replica, poison)
+        for link in self.links:
             if link.target == replica.node:
-                for producer in self._replicas_of(link.source):
+                for producer in self.replicas_of(link.source):
                     if producer.phase in (Phase.DONE, Phase.ENDED):
                         gone = control.Gone(
                             producer.node, producer.number, producer.incarnation, True
                         )
-                        self._tell(replica, gone)
-                    elif producer.phase is Phase.READY and producer is not replica:
-                        self._tell(replica, self._whereabouts(link, producer))
+                        self.tell(replica, gone)
+                    elif producer.introduced and producer.phase is Phase.READY:
+                        self.tell(replica, self._whereabouts(link, producer))
             if link.source == replica.node:
-                for consumer in self._replicas_of(link.target):
-                    if consumer.phase is Phase.READY:
-                        self._tell(consumer, self._whereabouts(link, replica))
+                for consumer in self.replicas_of(link.target):
+                    if consumer.introduced and consumer.phase is Phase.READY:
+                        self.tell(consumer, self._whereabouts(link, replica))
 
     def _whereabouts(self, link: Terms, producer: Replica) -> control.ProducerAt:
         return control.ProducerAt(
@@ -367,15 +675,12 @@ class Project:
 
     def _announce(self, replica: Replica, incarnation: int, done: bool) -> None:
         """Tell all peers of `replica` that it is dead, or done."""
+        if not replica.known:
+            return
         message = control.Gone(replica.node, replica.number, incarnation, done)
-        peers = {link.target for link in self._links if link.source == replica.node}
-        peers |= {link.source for link in self._links if link.target == replica.node}
+        peers = {link.target for link in self.links if link.source == replica.node}
+        peers |= {link.source for link in self.links if link.target == replica.node}
         for other in self.replicas.values():
-            if other.node in peers and other.phase is Phase.READY:
-                self._tell(other, message)
-
-    def _replicas_of(self, node: str) -> list[Replica]:
-        return [replica for replica in self.replicas.values() if replica.node == node]
-
-    def _tell(self, replica: Replica, message: control.FromSupervisor) -> None:
-        self.actions.append(Tell(replica, message))
+            # One that is not introduced yet will be told then, with all that is true by then.
+            if other.node in peers and other.phase is Phase.READY and other.introduced:
+                self.tell(other, message)

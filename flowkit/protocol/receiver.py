@@ -139,6 +139,8 @@ class Receiver:
         """Batches received whose handlers have not all returned."""
         self.waiting = 0
         """The messages in them."""
+        self.retired = False
+        """Whether there is no such producer any more; one may come that has its number."""
         self.ended = False
         """Whether the producer says that nothing new follows: a hint, see `Inbox.ended`."""
         self._identity = identity
@@ -190,6 +192,16 @@ class Receiver:
         self._incarnation = incarnation
         self._begin(0)
         self.state = State.CLOSED if done else State.ABSENT
+
+    def renew(self) -> None:
+        """The producer rests: open a session anew, so that nothing an old one may still bring is
+        ever heard. It can only be a copy."""
+        if self.state in (State.LIVE, State.OPENING):
+            self._open()
+
+    def close(self) -> None:
+        """The producer will send this replica nothing more, whatever it does for others."""
+        self.gone(self._incarnation, done=True)
 
     # -- what the replica does -----------------------------------------------------------------
 

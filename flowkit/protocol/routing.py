@@ -56,7 +56,7 @@ class Router:
         self.route = route
         self.groups = groups
         self._by = by
-        self._version = version
+        self._version = version & 0xFFFF  # the rest of the four bytes is the group's
         self._of_text: dict[str, int] = {}
 
     @property
@@ -87,6 +87,10 @@ class Router:
                 for piece in _chunks(group, group, messages, keys, headers, size)
             ]
         return _chunks(ANY, 0, messages, keys, headers, size)
+
+    def resized(self, groups: int, version: int) -> Router:
+        """The router for another number of replicas."""
+        return Router(self.route, groups, self._by, version)
 
     def group_of(self, key: Key) -> int:
         """The replica that has `key`."""

@@ -167,6 +167,9 @@ class Sender:
         self._saving = 0
         self._saved: set[int] = set()  # sequences in the journal
         self._order: deque[int] = deque()  # the same, and some that were taken out since
+        self._on_hold: set[int] = set()
+        self.resting = False
+        """Whether the project rests: sessions are renewed, and nobody need be told."""
         self.derived = False
         """Whether batches that were made of input have been acknowledged."""
         self.messages = 0
@@ -279,7 +282,7 @@ class Sender:
         if self.terms.route == "balance":
             queue = self._queues[0]
             while queue and not self._too_far(queue[0]):
-                session = self._least_loaded(queue[0].size)
+                session = self._least_loaded(queue[0])
                 if session is None:
                     return
                 self._deliver(session, queue.popleft())
@@ -287,7 +290,7 @@ class Sender:
         for group, queue in enumerate(self._queues):
             session = self._of_replica.get(group) if queue else None
             while session is not None and queue and session.has_room(queue[0].size):
-                if self._too_far(queue[0]):
+                if self._too_far(queue[0]) or self._holds(group, queue[0]):
                     break
                 self._deliver(session, queue.popleft())
 
@@ -322,6 +325,40 @@ class Sender:
         if session is not None and session.incarnation <= incarnation:
             self._drop(session, dead=True)
             self.flush()
+
+    def hold(self, replica: int, on: bool) -> None:
+        """Give that consumer nothing new, or go on. What it may have had already it still gets,
+        unless others can: it knows copies, and the incarnation after it does not."""
+        if on:
+            self._on_hold.add(replica)
+        else:
+            self._on_hold.discard(replica)
+            self.flush()
+
+    def is_clear(self, replica: int) -> bool:
+        """Whether that consumer has nothing of this link that is not acknowledged."""
+        session = self._of_replica.get(replica)
+        if session is not None and session.unacked:
+            return False
+        if self._shared:
+            return True
+        queue = self._queues[replica if len(self._queues) > 1 else 0]
+        return not (queue and queue[0].attempts)
+
+    def resize(self, terms: Terms) -> None:
+        """The ends of the link have other numbers of replicas. Nothing may be under way to those
+        whose share changes."""
+        before, self.terms = self.terms.consumers, terms
+        if terms.consumers == before:
+            return
+        if not self.idle and terms.route != "balance":
+            raise AssertionError(f"{terms.name}: resized while {self.messages} messages wait")
+        if terms.route != "balance":
+            self._queues = [deque() for _ in range(terms.consumers)]
+            self._held = [[0, 0] for _ in range(terms.consumers)]
+        for session in self.sessions:
+            if session.replica >= terms.consumers:
+                self._drop(session, dead=True)
 
     # -- what a peer says ----------------------------------------------------------------------
 
@@ -406,16 +443,26 @@ class Sender:
             return "stale", f"session {hello.counter} was replaced"
         return None
 
-    def _least_loaded(self, size: int) -> Session | None:
+    def _least_loaded(self, batch: OutBatch) -> Session | None:
         best: Session | None = None
         for session in self._sessions.values():
             if (
                 session.silent <= SUSPECT_AFTER
                 and (best is None or session.load < best.load)
-                and session.has_room(size)
+                and session.has_room(batch.size)
+                and not (self._on_hold and self._holds(session.replica, batch))
             ):
                 best = session
         return best
+
+    @property
+    def _shared(self) -> bool:
+        """Whether any of several replicas may take a batch."""
+        return self.terms.route == "balance" and self.terms.consumers > 1
+
+    def _holds(self, replica: int, batch: OutBatch) -> bool:
+        """Whether `batch` is to wait, or to go to another replica."""
+        return replica in self._on_hold and (self._shared or not batch.attempts)
 
     def _too_far(self, batch: OutBatch) -> bool:
         """Whether a batch of a journal must wait until lower ones are settled: consumers remember
@@ -541,7 +588,7 @@ class Sender:
             self._queues[group].extendleft(reversed(session.unacked))
         session.unacked = deque()
         self._adapt()
-        if not dead:
+        if not dead and not self.resting:
             self._post(Complain(f"{self.terms.name}: session with replica {session.replica} ended"))
 
     def _break(self, session: Session, reason: str) -> None:

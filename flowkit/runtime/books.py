@@ -17,7 +17,7 @@ class ReplicaBooks:
     def __init__(
         self,
         links: Sequence[int],
-        lossy: Sequence[int],
+        lossy: list[int],
         replayed: bool,
     ) -> None:
         self.links = links
@@ -31,9 +31,13 @@ class ReplicaBooks:
         self.since = 0.0
         self.alive = 0.0
 
-    def open(self, path: Path, now: float) -> None:
+    def open(self, path: Path, now: float, links: Sequence[int]) -> None:
+        """A new incarnation counts in the file at `path`; its output links are `links`."""
         self.close(now, dead=True)
         self.path = path
+        self.links = links
+        for link in links:
+            self.past.setdefault(link, Entry())
         self.rows = SharedRows(path, len(self.links), create=True)
         self.since = now
 
@@ -60,11 +64,12 @@ class ReplicaBooks:
 
     def entries(self, live_only: bool = False) -> dict[int, Entry]:
         """The books of each output link, in this moment."""
-        result = {link: Entry() for link in self.links}
-        for number, link in enumerate(self.links):
-            if not live_only:
-                result[link].add(self.past[link])
-            if self.rows is not None:
+        result = {link: Entry() for link in self.past}
+        if not live_only:
+            for link, entry in self.past.items():
+                result[link].add(entry)
+        if self.rows is not None:
+            for number, link in enumerate(self.links):
                 result[link].add(self.rows.books[number].read())
         return result
 

@@ -168,7 +168,8 @@ class JobInlet(Inlet):
             return None
         if self._waiting or len(self._running) >= self._limit:
             return None  # the handler that runs asks for a turn when it returns
-        if self.shop.engine.inboxes[self.channel.name].ended:
+        engine = self.shop.engine
+        if engine.inboxes[self.channel.name].ended or engine.paused:
             return self._group_since  # nobody follows that would be worth waiting for
         return self._group_since + self.channel.within
 

@@ -40,9 +40,11 @@ from flowkit.runtime.meter import Meter
 from flowkit.runtime.positions import Positions, call
 from flowkit.runtime.processor import Use
 from flowkit.runtime.replaying import replay
+from flowkit.runtime.resting import COMMANDS, Resting
 from flowkit.runtime.shared import SharedRows
 from flowkit.runtime.sourcing import Outflow, RunDriver, SourceDriver
 from flowkit.runtime.spec import ReplicaSpec, terms_of
+from flowkit.runtime.stacks import warn_of_standstill
 from flowkit.runtime.tapping import Tapping
 from flowkit.store import Store
 from flowkit.transport.base import Binding, Connection, Transport
@@ -66,9 +68,8 @@ LINGER = 2.0
 class Runner:
     """Runs `node` as the replica that `spec` describes, on the running loop.
 
-    Links that ask for tcp are bound on `tcp`, if it is given, all others on `transport`. `cpu`
-    tells of the process's use of the processor, if it has no other replica. `kit` is what a process
-    of its own adds to a replica.
+    Links that ask for tcp are bound on `tcp`, if it is given, all others on `transport`. `cpu` (its
+    use of the processor) and `kit` are what a process of its own adds to a replica.
 
     `run` returns when the replica has left in order; it raises what made it fail.
     """
@@ -127,7 +128,7 @@ class Runner:
             self._gauges,
             tracer=kit.tracer,
         )
-        self._tapping = Tapping(self._shop, self.engine, self._say, clock)
+        self._tapping = Tapping(self._shop, self.engine, self.say, clock)
         self._inlets = [
             self._inlet(channel, number) for number, channel in enumerate(self.engine.inboxes, 1)
         ]
@@ -146,6 +147,8 @@ class Runner:
         self._connections: dict[tuple[int, int], Connection] = {}
         self._control: Connection | None = None
         self._driver: SourceDriver | RunDriver | None = None
+        self._driving: asyncio.Future[None] = self._loop.create_future()
+        self._driving.set_result(None)
         self._progress = (0, clock())
         self._draining = False
         self._stopped = False
@@ -158,6 +161,7 @@ class Runner:
             [] if isinstance(node, Sink) and type(node).commit is not Sink.commit else None
         )
         self._syncing = False
+        self._resting = Resting(self)
         self.garbage = 0
         """Frames that made no sense."""
 
@@ -170,7 +174,7 @@ class Runner:
             if not await self._set_up():
                 return
             self._bind()
-            self._say(
+            self.say(
                 control.Ready(
                     self.spec.token,
                     self.spec.node.name,
@@ -211,7 +215,7 @@ class Runner:
         """Stop: the replica cannot go on."""
         if isinstance(error, StopProject):
             self._stopped = True
-            self._say(control.Stop(self.spec.incarnation, str(error)))
+            self.say(control.Stop(self.spec.incarnation, str(error)))
         elif not self._left.done():
             self._left.set_exception(error)
 
@@ -252,7 +256,8 @@ class Runner:
     # -- set-up --------------------------------------------------------------------------------
 
     def _router(self, link: Any) -> Router:
-        return Router(link.route, link.consumers, extractor(link.by) if link.by else itself)
+        by = extractor(link.by) if link.by else itself
+        return Router(link.route, link.consumers, by, link.version)
 
     def _codec(self, link: Any, out: bool) -> Codec[Any]:
         channel: Any
@@ -300,9 +305,8 @@ class Runner:
     def _from_supervisor(self, parts: list[bytes]) -> None:
         message = control.from_supervisor(parts)
         if isinstance(message, control.ProducerAt):
-            self.engine.producer_at(
-                message.link, message.replica, message.incarnation, message.address
-            )
+            at = (message.incarnation, message.address)
+            self.engine.producer_at(message.link, message.replica, *at)
         elif isinstance(message, control.Gone) and self._is_me(message):
             self._leave("it was replaced by a later incarnation")
         elif isinstance(message, control.Gone):
@@ -310,12 +314,12 @@ class Runner:
         elif isinstance(message, control.Start):
             self._start()
         elif isinstance(message, control.Drain):
-            self._drain()
+            self.drain()
         elif isinstance(message, control.Poison):
             self._shop.poisons.setdefault((message.link, message.id), set()).add(message.index)
         elif isinstance(message, control.Replay):
             for letter in self._store.dead_letters(message.numbers):
-                replay(letter, self.spec, self._shop, self._say)
+                replay(letter, self.spec, self._shop, self.say)
         elif isinstance(message, control.Heard):
             if self._kit.courier is not None:
                 self._kit.courier.heard(message.sequence)
@@ -323,8 +327,8 @@ class Runner:
             set_level(message.logger, message.level)
         elif isinstance(message, control.Tap | control.Untap | control.TapHeard):
             self._tapping.hear(message)
-        elif isinstance(message, control.Replayed):
-            pass  # a word for clients
+        elif isinstance(message, COMMANDS):
+            self._resting.obey(message)
         else:
             self.engine.released()
         self._soon()
@@ -347,7 +351,7 @@ class Runner:
             self._driver = RunDriver(self.node, self._outflow)
         else:
             return  # timers alone: its stream ends when it is told so
-        self._spawn(self._drive(self._driver))
+        self._driving = self._spawn(self._drive(self._driver))
 
     def _start_timers(self) -> None:
         for name, seconds in self._info.timers.items():
@@ -361,10 +365,26 @@ class Runner:
         self._meter.note(self._clock())
         self._meter.reading_since = None
         await self._outflow.close()
-        self.engine.end_stream()
+        if not self._resting.leaving:
+            self.engine.end_stream()
         self.wake()
 
-    def _drain(self) -> None:
+    def resume(self) -> None:
+        """The project has rested, and goes on."""
+        self.engine.resume()
+        if self._driver is not None:
+            self._driver.resume()
+        self.wake()
+
+    async def stop_reading(self) -> None:
+        """End what a source reads, without ending its stream: another incarnation goes on."""
+        self._draining = True
+        if self._driver is not None:
+            self._driver.drain()
+        await self._driving
+
+    def drain(self) -> None:
+        """A source is to stop reading."""
         self._draining = True
         if self._driver is not None:
             self._driver.drain()
@@ -501,6 +521,8 @@ class Runner:
                 self._journals[action.link].take(action)
             elif isinstance(action, events.Complain):
                 log.warning("%s: %s", self.spec.name, action.text)
+            elif isinstance(action, events.ReportRest | events.ReportHeld):
+                self._resting.report(action)
             elif isinstance(action, events.Commit):
                 self._positions.commit(action.position)
             elif isinstance(action, events.CallFinish):
@@ -533,7 +555,8 @@ class Runner:
         if connection is not None:
             connection.close(0.0)
 
-    def _say(self, message: control.FromReplica) -> None:
+    def say(self, message: control.FromReplica) -> None:
+        """Tell the supervisor."""
         if self._control is not None:
             self._control.send(control.encode(message))
 
@@ -574,17 +597,15 @@ class Runner:
         elif now - self._progress[1] > seconds:
             self._progress = (self._shop.handled, now)
             held = [inlet for inlet in self._inlets if not inlet.idle]
-            log.warning(
-                "%s has had messages in hand for %g s and finished none%s\n%s",
-                self.spec.name,
-                seconds,
-                "".join(f"; {inlet.knob()}" for inlet in held if inlet.knob()),
-                "\n".join(dict.fromkeys(stack for inlet in held for stack in inlet.stacks())),
-            )
+            knobs = [inlet.knob() for inlet in held if inlet.knob()]
+            warn_of_standstill(self.spec.name, seconds, knobs, [each.stacks() for each in held])
+
+    def running_timers(self) -> list[asyncio.Task[None]]:
+        return [task for task in self._tasks if task.get_name() in self._info.timers]
 
     async def _end_timers(self) -> None:
         """Let running timers end; one that does not is cancelled, and sends nothing."""
-        running = [task for task in self._tasks if task.get_name() in self._info.timers]
+        running = self.running_timers()
         if not running:
             return
         seconds = self.spec.node.watchdog
@@ -606,7 +627,7 @@ class Runner:
         self._handles[name] = self._loop.call_later(
             seconds, self._timer, name, seconds, context=self._context
         )
-        if not self.engine.room or self.engine.phase is not Phase.OPEN:
+        if not self.engine.room or self.engine.phase is not Phase.OPEN or self.engine.paused:
             return  # a tick that finds no room is skipped
         function = getattr(self.node, name)
         boxes = self._ports.fresh()
@@ -652,10 +673,18 @@ class Runner:
 
     async def _report_done(self) -> None:
         """Say DONE, after the last position is committed: a death after it is no crash."""
+        await self.settle()
+        self.say(control.Done(self.spec.incarnation))
+
+    async def settle(self) -> None:
+        """Commit the last position, and tidy the journals."""
         await self._positions.finish()
         for journal in self._journals.values():
             journal.write()
-        self._say(control.Done(self.spec.incarnation))
+
+    def spawn(self, coroutine: Any) -> None:
+        """Run a coroutine of the replica; if it raises, the replica fails."""
+        self._spawn(coroutine)
 
     def _spawn(self, coroutine: Any, name: str | None = None) -> asyncio.Task[None]:
         task: asyncio.Task[None] = self._loop.create_task(

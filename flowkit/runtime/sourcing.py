@@ -92,7 +92,7 @@ class Outflow:
             await waiter
 
     def _flush_boxes(self) -> None:
-        if self.engine.roots.full:
+        if self.engine.roots.full or self.engine.paused:
             return  # what is sent waits, and leaves as one when the lowest root is settled
         for name, box in self._boxes.items():
             if box.messages:
@@ -113,6 +113,10 @@ class _Driver:
         self._draining = True
         if self._task is not None:
             self._task.cancel()
+
+    def resume(self) -> None:
+        """The project has rested, and goes on."""
+        return None
 
     async def stop(self) -> None:
         """End it, also in the middle of a failure."""
@@ -250,10 +254,13 @@ class SourceDriver(_Driver):
             await self._outflow.room()
             self._until = self._clock() + TURN
 
+    def resume(self) -> None:
+        self._emit()
+
     def _emit(self) -> None:
         count = len(self._box.messages)
         self._limit = 1
-        if count:
+        if count and not self._engine.paused:
             self._gauges[READ] += count
             self._outflow.emit(self._name, self._box, self._position)
             self._outflow.wake()

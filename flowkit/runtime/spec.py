@@ -32,6 +32,9 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     """File that keeps the newest log records over a death; see `flowkit.runtime.blackbox`."""
     levels: dict[str, int] = {}
     """Log levels by logger that the operator has set; "" is the root."""
+    origin: int = 0
+    """Number of the replica in the project; 0: what the plan says."""
+    life: int = 1
 
     @property
     def name(self) -> str:
@@ -44,7 +47,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
             self.node.name,
             self.replica,
             self.incarnation,
-            self.node.origin + self.replica,
+            self.origin or self.node.origin + self.replica,
+            self.life,
         )
 
 
@@ -66,6 +70,7 @@ def terms_of(link: LinkPlan) -> Terms:
         window_bytes=link.window_bytes,
         durable=link.durable,
         origin=link.origin,
+        version=link.version,
     )
 
 

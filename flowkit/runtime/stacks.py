@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import linecache
+import logging
 import sys
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
 from flowkit.clock import Clock, monotonic
+
+log = logging.getLogger("flowkit.replica")
 
 LATE = 0.5
 """Seconds by which the watch may wake late before it says nothing: everything stood still."""
@@ -149,3 +152,16 @@ class Guard:
             told = turned
             linecache.checkcache()
             self._tell(held, *holder(frame))
+
+
+def warn_of_standstill(
+    name: str, seconds: float, knobs: Sequence[str], stacks: Sequence[Sequence[str]]
+) -> None:
+    """Say that a replica has input and finishes nothing: what may be turned, and where it waits."""
+    log.warning(
+        "%s has had messages in hand for %g s and finished none%s\n%s",
+        name,
+        seconds,
+        "".join(f"; {knob}" for knob in knobs),
+        "\n".join(dict.fromkeys(stack for each in stacks for stack in each)),
+    )

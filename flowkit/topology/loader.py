@@ -67,6 +67,7 @@ class _Reader:
         self._include(shown, top.include, marks, (os.path.realpath(shown),), [shown])
         project = top.project or self._stem(shown, whole)
         topology = Topology(os.path.abspath(shown), shown, project, marks)
+        topology.files = sorted(self._done)
         self._fill(topology, builder)
         return topology
 

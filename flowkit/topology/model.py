@@ -407,3 +407,5 @@ class Topology:
     env: dict[str, str] = dataclasses.field(default_factory=dict)
     nodes: dict[str, NodeModel] = dataclasses.field(default_factory=dict)
     links: list[LinkModel] = dataclasses.field(default_factory=list)
+    files: list[str] = dataclasses.field(default_factory=list)
+    """Itself, and all that is included; real paths."""

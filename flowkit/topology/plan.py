@@ -85,6 +85,8 @@ class LinkPlan(Struct, frozen=True):
     fsync: str = "group"
     origin: int = 0
     """With `durable`: origin number of the journal of the producer's replica 0."""
+    version: int = 0
+    """How often the key map was changed while the project ran."""
 
 
 class Plan(Struct, frozen=True):
@@ -96,6 +98,8 @@ class Plan(Struct, frozen=True):
     links: list[LinkPlan]
     modules: list[str]
     env: dict[str, str] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    """The topology file and what it includes."""
 
     def node(self, name: str) -> NodePlan:
         """The node called `name`; KeyError if there is none."""
@@ -145,6 +149,7 @@ def make_plan(topology: Topology, inspection: Inspection) -> Plan:
         links=_links(topology, inspection, origin),
         modules=list(dict.fromkeys(node.use.partition(":")[0] for node in nodes)),
         env=topology.env,
+        files=topology.files,
     )
 
 

@@ -119,10 +119,11 @@ class Process:
         self.finishing = False
         outputs = []
         self.addresses: dict[int, str] = {}
-        for terms in world.graph.links:
+        links = world.links_for(replica)
+        for terms in links:
             if terms.source == self.node.name:
                 row = world.row(terms.index, self)
-                router = Router(terms.route, terms.consumers, by=key_of)
+                router = Router(terms.route, terms.consumers, key_of, terms.version)
                 outputs.append((terms, router, CODEC, Books(row)))
                 address = f"{terms.index}.{replica.number}.{self.incarnation}"
                 self.addresses[terms.index] = address
@@ -134,9 +135,10 @@ class Process:
                 self.node.name,
                 replica.number,
                 self.incarnation,
-                world.origins[replica.node, replica.number],
+                replica.origin,
+                replica.life,
             ),
-            [terms for terms in world.graph.links if terms.target == self.node.name],
+            [terms for terms in links if terms.target == self.node.name],
             outputs,
         )
         self.say(
@@ -189,6 +191,23 @@ class Process:
                 self.engine.peer_gone(node, replica, incarnation, done)
             case control.Released():
                 self.engine.released()
+            case control.Rest(round, leaving):
+                self.engine.rest(round, renew=not leaving)
+            case control.Resume():
+                self.engine.resume()
+            case control.Hold(node, replica, on):
+                self.engine.hold(node, replica, on)
+            case control.Retire():
+                self.engine.retire()
+            case control.Resize(round, _, sizes):
+                for size in sizes:
+                    self.engine.resize(size.link, size.producers, size.consumers, size.version)
+                self.say(control.Resized(self.incarnation, round))
+            case control.Leave():
+                if not self.world.stats["kills"]:
+                    self.world.check_empty(self)
+                self.clean = True
+                self.world.end(self)
 
     def tick(self) -> None:
         if self.alive:
@@ -356,6 +375,10 @@ class Process:
                     self.world.at(late, lambda: self.receive(self.finish))
             case events.ReportDone():
                 self.say(control.Done(self.incarnation))
+            case events.ReportRest(round):
+                self.say(control.Resting(self.incarnation, round))
+            case events.ReportHeld(node, replica):
+                self.say(control.Held(self.incarnation, node, replica))
             case events.Commit(position):
                 self.world.commit(self, position)
             case events.Leave():

@@ -18,12 +18,13 @@ import heapq
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from flowkit.protocol import control, lineage, project
+from flowkit.protocol.events import Terms
 from flowkit.protocol.ledger import ROW, Books, Entry, total
 from flowkit.protocol.restart import RestartPolicy
 from tests.protocol.graphs import Expectation, Graph, Node, expect, key_of
@@ -86,20 +87,16 @@ class World:
         self.bound: dict[str, Process] = {}
         self.processes: dict[tuple[str, int], Process] = {}
         self.arrived: dict[tuple[Process, int], set[bytes]] = {}
-        self.origins: dict[tuple[str, int], int] = {}
         self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._count = 0
-        for node in graph.nodes:
-            for replica in range(node.replicas):
-                self.origins[node.name, replica] = len(self.origins) + 1
         policy = RestartPolicy("on-failure", None, 60.0, 0.1, 2.0)
-        self.project = project.Project(
-            [
-                project.Member(node.name, node.replicas, policy, node.source, False)
-                for node in graph.nodes
-            ],
-            graph.links,
-        )
+        self.members: list[project.Member] = []
+        origin = 1
+        for node in graph.nodes:
+            member = project.Member(node.name, node.replicas, policy, node.source, False, origin)
+            self.members.append(member)
+            origin += node.replicas
+        self.project = project.Project(self.members, graph.links)
         self.span = self.random.choice((4, 16, lineage.MAX_SPAN))
         self.plan = self._plan()
 
@@ -166,9 +163,20 @@ class World:
                     self.tell(self.processes[replica.node, replica.number], message)
                 case project.Bury(replica, incarnation):
                     self.buried.add((replica.node, replica.number, incarnation))
+                case project.Kill(replica):
+                    self.kill(self.processes[replica.node, replica.number])
+                case project.Completed(operation, error):
+                    self.completed(operation, error)
         due = self.project.wake_at
         if due is not None:
             self.at(max(due, self.now), self._project_tick)
+
+    def links_for(self, replica: project.Replica) -> Sequence[Terms]:
+        """The links that a process is launched with."""
+        return self.project.links
+
+    def completed(self, operation: project.Operation, error: str) -> None:
+        """An operation is over."""
 
     def _project_tick(self) -> None:
         due = self.project.wake_at
@@ -190,6 +198,8 @@ class World:
                 self.project.ready(node, number, incarnation, addresses)
             case control.Done(incarnation):
                 self.project.done(replica, incarnation)
+            case control.Resting() | control.Held() | control.Resized():
+                self.project.heard(replica, message)
         self.supervise()
 
     def end(self, process: Process) -> None:
@@ -354,7 +364,7 @@ class World:
         missing = wanted - got
         if missing and not self.lossy:
             raise Failure("lost", f"{node.name} missed {sorted(missing)[:5]} ({len(missing)})")
-        dead = any((node.name, replica) in self.tainted for replica in range(node.replicas))
+        dead = any(name == node.name for name, _ in self.tainted)
         if dead or self.begun_again or not self.graph.is_exact(node.name):
             return
         if doubled := got - wanted:
@@ -377,13 +387,17 @@ class World:
             self.stats["redelivered"] += link_total.redelivered
             if link_total.dropped and not terms.lossy:
                 raise Failure("books", f"{terms.name} dropped {link_total.dropped}")
-            wanted = self.expectation.total[terms.target].total()
-            alone = sum(link.target == terms.target for link in self.graph.links) == 1
-            if alone and not self.lossy:
-                # A copy that a pool handled twice was sent on twice, and is done twice.
-                copies = self.stats["kills"] or self.stats["breaks"]
-                if link_total.done < wanted or (link_total.done > wanted and not copies):
-                    raise Failure("books", f"{terms.name} done {link_total.done}, not {wanted}")
+            self.judge_done(terms, link_total)
+
+    def judge_done(self, terms: Terms, link_total: Entry) -> None:
+        """As much is done on a link as its target must see."""
+        wanted = self.expectation.total[terms.target].total()
+        alone = sum(link.target == terms.target for link in self.graph.links) == 1
+        if alone and not self.lossy:
+            # A copy that a pool handled twice was sent on twice, and is done twice.
+            copies = self.stats["kills"] or self.stats["breaks"]
+            if link_total.done < wanted or (link_total.done > wanted and not copies):
+                raise Failure("books", f"{terms.name} done {link_total.done}, not {wanted}")
 
 
 def run(graph: Graph, seed: int, faults: Faults, world_class: type[World] = World) -> World:

@@ -1,8 +1,9 @@
-"""What an earlier run has left behind: only who starts a project knows what to do with it."""
+"""What an earlier run left behind: positions and journals. Only the caller knows what is wanted."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from flowkit.errors import DirtyStop
 from flowkit.journal import holds_batches
@@ -11,10 +12,18 @@ from flowkit.store import Store
 from flowkit.topology.plan import Plan
 
 
-def look(plan: Plan, store: Store, journals: Path, *, fresh: bool, resume: bool) -> None:
-    """Raise DirtyStop if positions or journals need a decision that was not made.
+class Wishes(NamedTuple):
+    """What the caller of a run has said: whether sources run, to go on, or to begin anew."""
 
-    With `fresh` journals are removed; with `resume` what is there will be used.
+    sources: bool
+    resume: bool
+    fresh: bool
+
+
+def look_at_leftovers(plan: Plan, journals: Path, store: Store, wishes: Wishes) -> None:
+    """Drop the journals in the directory `journals` if that is wanted.
+
+    Raises DirtyStop if there is something left, and nothing was said of it.
     """
     mine = {
         journal_path(journals, link, replica)
@@ -23,7 +32,7 @@ def look(plan: Plan, store: Store, journals: Path, *, fresh: bool, resume: bool)
         for replica in range(link.producers)
     }
     held = [path for path in journals.glob("*.journal") if holds_batches(path)]
-    if fresh:
+    if wishes.fresh:
         for path in journals.iterdir():
             path.unlink()
         return
@@ -34,7 +43,7 @@ def look(plan: Plan, store: Store, journals: Path, *, fresh: bool, resume: bool)
             f"{plan.project} as it is now",
             hint="run the topology it was made by with --resume, or drop it with --fresh",
         )
-    if not resume and (store.dirty or held):
+    if wishes.sources and not wishes.resume and (store.dirty or held):
         what = "messages in journals" if held else "positions"
         raise DirtyStop(
             f"the last run of {plan.project} was not drained and left {what} behind",
