@@ -85,7 +85,10 @@ class Figures:
         """The project as it is `now`. `report` is what the books say of the whole run."""
         self.sample(scene, now)
         project = scene.project
-        changes = {key: self._window.change(key) for key in project.replicas}
+        # Those that were added later stand with those of their node.
+        order = {node.name: place for place, node in enumerate(scene.plan.nodes)}
+        keys = sorted(project.replicas, key=lambda key: (order.get(key[0], len(order)), key[1]))
+        changes = {key: self._window.change(key) for key in keys}
         return Status(
             project=scene.plan.project,
             file=scene.plan.path,
