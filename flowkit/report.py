@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowkit.metrics import Share, Verdict, verdict
+from flowkit.metrics import IDLE, Verdict, verdict
 from flowkit.protocol.ledger import Entry
 from flowkit.protocol.project import Phase, Project, Replica, Status, Wanted
 from flowkit.runtime import shared
 from flowkit.runtime.books import ReplicaBooks
-from flowkit.topology.plan import LinkPlan, NodePlan, Plan
+from flowkit.shares import situation, whole
+from flowkit.topology.plan import LinkPlan, Plan
 
 OK, FAILED, USAGE, DEAD_LETTERS, UNACCOUNTED = 0, 3, 2, 4, 5
 KILLED = 130
@@ -141,6 +142,9 @@ class Report:
                 "bottleneck": self.verdict.bottleneck,
                 "busy": self.verdict.busy,
                 "advice": self.verdict.advice,
+                "kind": self.verdict.kind,
+                "waits": self.verdict.waits,
+                "waiting": self.verdict.waiting,
             },
         }
 
@@ -184,7 +188,9 @@ def compile_report(
                 replica.planned,
             )
         )
-    shares = [_share(node, books, now) for node in plan.nodes] if project.started else []
+    said = IDLE
+    if project.started:
+        said = verdict(situation(plan, books, whole(books, now)))
     return Report(
         plan.project,
         project.status,
@@ -192,7 +198,7 @@ def compile_report(
         seconds,
         links,
         replicas,
-        verdict(shares),
+        said,
         last_words,
         project.draining,
     )
@@ -204,14 +210,18 @@ def _state(replica: Replica) -> str:
     return str(replica.phase.value)
 
 
-def _share(node: NodePlan, books: Mapping[tuple[str, int], ReplicaBooks], now: float) -> Share:
-    """How the replicas of `node` have spent their time."""
-    busy = waiting = seconds = 0.0
-    for (name, _), book in books.items():
-        if name == node.name:
-            gauges = book.now()
-            busy += gauges[shared.BUSY_NS] / 1e9
-            waiting += gauges[shared.WAITING_NS] / 1e9
-            seconds += book.seconds(now)
-    whole = seconds or 1.0
-    return Share(node.name, busy / whole, waiting / whole, node.source, node.stateful)
+def progress(
+    project: Project, books: Mapping[tuple[str, int], ReplicaBooks]
+) -> tuple[int, int | None]:
+    """How many messages of the sources are done downstream, and how many there will be: None unless
+    every source knows."""
+    done = 0
+    length: int | None = 0
+    for key, replica in project.replicas.items():
+        if replica.source:
+            entries = list(books[key].entries().values())
+            # With several links a message is done when the slowest of them is.
+            done += min((entry.done for entry in entries), default=0)
+            mine = books[key].now()[shared.LENGTH]
+            length = length + mine if mine and length is not None else None
+    return done, length

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import signal
+import logging
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from itertools import cycle
 from pathlib import Path
 from typing import TextIO
@@ -12,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from flowkit.message import message_id
+from flowkit.control.watcher import death, drain, poison
+from flowkit.protocol.control import Record
 from flowkit.protocol.project import Died, Poisoned, Status
 from flowkit.report import Report
 from flowkit.topology.plan import Plan
@@ -49,6 +51,10 @@ class Screen:
         """Whether a progress bar can be shown."""
         self.on_broken: Callable[[], None] = lambda: None
         """Called once when nobody reads what is printed any more."""
+        self.on_ready: Callable[[float], None] = lambda seconds: None
+        """Called when all replicas are ready, with the seconds that took."""
+        self.quiet = False
+        """Print the report alone: nobody watches, and everything else is kept in log files."""
         self._broken = False
         self._width = len(SUPERVISOR)
         self._colours: dict[str, str] = {SUPERVISOR: "bold"}
@@ -56,8 +62,8 @@ class Screen:
         self._task: TaskID | None = None
         self._plan: Plan | None = None
 
-    def begin(self, version: str, plan: Plan) -> None:
-        """Say what is started."""
+    def begin(self, version: str, plan: Plan, url: str | None = None) -> None:
+        """Say what is started; `url` is where it is served over HTTP."""
         self._plan = plan
         palette = cycle(COLOURS)
         for node in plan.nodes:
@@ -68,19 +74,22 @@ class Screen:
                 self._colours[name] = colour
         count = sum(node.replicas for node in plan.nodes)
         replicas = f"{count} replica{'s' if count != 1 else ''}"
-        self._print(Text(f"flowkit {version} · {plan.project} · {replicas}"))
-        for link in plan.links:
-            if link.durable and link.fsync == "never":
-                window = "with the machine, what the system has not yet written to the disk"
-                self._print(Text(f"{link.name}: fsync never: may lose, {window}"))
-            elif link.durable and link.fsync != "group":
-                window = f"with the machine, the last {link.fsync.partition(':')[2]}"
-                self._print(Text(f"{link.name}: fsync {link.fsync}: may lose, {window}"))
+        metrics = f" · metrics {url}/metrics" if url else ""
+        self._print(Text(f"flowkit {version} · {plan.project} · {replicas}{metrics}"))
+        for line in window_of_loss(plan):
+            self._print(Text(line))
 
     # -- the supervisor tells ------------------------------------------------------------------
 
     def output(self, replica: str, line: bytes) -> None:
         self._line(replica, line.decode("utf-8", "backslashreplace"))
+
+    def record(self, replica: str, record: Record) -> None:
+        when = datetime.fromtimestamp(record.time).strftime("%H:%M:%S")
+        first, *others = record.text.split("\n")
+        self._line(replica, f"{when} {logging.getLevelName(record.level)} {first}", record.level)
+        for line in [*others, *record.traceback.splitlines()]:
+            self._line(replica, line)
 
     def ready(self, seconds: float) -> None:
         assert self._plan is not None
@@ -89,39 +98,22 @@ class Screen:
             for node in self._plan.nodes
         ]
         self._line(SUPERVISOR, f"{' '.join(names)} ready in {human_seconds(seconds)}")
+        self.on_ready(seconds)
 
     def died(self, event: Died, budget: int | None) -> None:
-        replica = event.replica
-        how = f"{replica.name} {_how(event.code, event.error)}"
-        if replica.lost_state:
-            how += "; what it held in memory is lost"
-        if event.delay is None:
-            self._line(SUPERVISOR, f"{how}; {event.reason}, stopping the project")
-            return
-        if event.number == 0:
-            wait = human_seconds(event.delay)
-            text = f"{replica.name} has reached the end of its stream and begins again in {wait}"
-            self._line(SUPERVISOR, text)
-            return
-        again = f"restart {event.number}" + (f"/{budget}" if budget is not None else "")
-        self._line(SUPERVISOR, f"{how}; {again} in {human_seconds(event.delay)}")
+        level = logging.ERROR if event.delay is None else logging.WARNING
+        self._line(SUPERVISOR, death(event, budget), level)
 
     def note(self, text: str) -> None:
-        self._line(SUPERVISOR, text)
+        self._line(SUPERVISOR, text, logging.WARNING)
 
     def poisoned(self, event: Poisoned) -> None:
         assert self._plan is not None
-        link = self._plan.links[event.message.link].name
-        name = message_id(event.message.id, event.message.index)
-        self._line(
-            SUPERVISOR, f"message {name} on {link} kills {event.replica.node}: it is given up"
-        )
+        text = poison(event, self._plan.links[event.message.link].name)
+        self._line(SUPERVISOR, text, logging.ERROR)
 
     def draining(self, in_flight: int) -> None:
-        plural = "" if in_flight == 1 else "s"
-        self._line(
-            SUPERVISOR, f"draining: {in_flight:,} message{plural} in flight (Ctrl-C again to kill)"
-        )
+        self._line(SUPERVISOR, f"{drain(in_flight)} (Ctrl-C again to kill)")
 
     # -- progress ------------------------------------------------------------------------------
 
@@ -188,19 +180,20 @@ class Screen:
         if report.dead_lettered:
             self._print(Text(f"look at them: flowkit dead-letters ls {report.project}"))
         if report.seconds >= VERDICT_AFTER and report.verdict.bottleneck:
-            busy = f"{100 * report.verdict.busy:.0f} %"
-            self._print(
-                Text(
-                    f"bottleneck: {report.verdict.bottleneck} (busy {busy}) - "
-                    f"{report.verdict.advice}"
-                )
-            )
+            self._print(Text(report.verdict.text))
 
-    def _line(self, name: str, text: str) -> None:
-        colour = self._colours.get(name, "")
-        prefix = Text(f"{name:<{self._width}} | ", style=colour)
-        self._print(prefix + Text.from_ansi(text) if self._console.color_system else
-                    Text(f"{name:<{self._width}} | {text}"))  # fmt: skip
+    def _line(self, name: str, text: str, level: int = logging.INFO) -> None:
+        """Print a line of a replica, or of the supervisor; the word of its level has a colour."""
+        if self.quiet:
+            return
+        if not self._console.color_system:
+            self._print(Text(f"{name:<{self._width}} | {text}"))
+            return
+        shown = Text.from_ansi(text)
+        if level >= logging.WARNING and name != SUPERVISOR:
+            style = "bold red" if level >= logging.ERROR else "yellow"
+            shown.highlight_words([logging.getLevelName(level)], style)
+        self._print(Text(f"{name:<{self._width}} | ", self._colours.get(name, "")) + shown)
 
     def _print(self, text: Text) -> None:
         if self._broken:
@@ -212,19 +205,17 @@ class Screen:
             self.on_broken()
 
 
-def _how(code: int, error: str | None) -> str:
-    """How a process ended, for people."""
-    if error is not None:
-        return error
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    if code == 0:
-        return "left before its work was done"
-    return f"failed with exit code {code}"
+def window_of_loss(plan: Plan) -> list[str]:
+    """What the durable links may lose with the machine, as they are configured."""
+    lines = []
+    for link in plan.links:
+        if link.durable and link.fsync == "never":
+            window = "with the machine, what the system has not yet written to the disk"
+            lines.append(f"{link.name}: fsync never: may lose, {window}")
+        elif link.durable and link.fsync != "group":
+            window = f"with the machine, the last {link.fsync.partition(':')[2]}"
+            lines.append(f"{link.name}: fsync {link.fsync}: may lose, {window}")
+    return lines
 
 
 def _summary(report: Report) -> str:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import logging
+import signal
+from collections.abc import Sequence
 from typing import Protocol
 
+from flowkit.message import message_id
 from flowkit.protocol import project as core
+from flowkit.protocol.control import Record
+from flowkit.units import human_seconds
 
 
 class Watcher(Protocol):
@@ -13,6 +18,9 @@ class Watcher(Protocol):
 
     def output(self, replica: str, line: bytes) -> None:
         """A replica has printed a line."""
+
+    def record(self, replica: str, record: Record) -> None:
+        """A replica has logged something."""
 
     def ready(self, seconds: float) -> None:
         """All replicas are ready; sources begin."""
@@ -36,6 +44,8 @@ class Silent:
 
     def output(self, replica: str, line: bytes) -> None: ...
 
+    def record(self, replica: str, record: Record) -> None: ...
+
     def ready(self, seconds: float) -> None: ...
 
     def died(self, event: core.Died, budget: int | None) -> None: ...
@@ -47,9 +57,45 @@ class Silent:
     def draining(self, in_flight: int) -> None: ...
 
 
+class Several:
+    """Tells several watchers, one after the other."""
+
+    def __init__(self, watchers: Sequence[Watcher]) -> None:
+        self._watchers = watchers
+
+    def output(self, replica: str, line: bytes) -> None:
+        for watcher in self._watchers:
+            watcher.output(replica, line)
+
+    def record(self, replica: str, record: Record) -> None:
+        for watcher in self._watchers:
+            watcher.record(replica, record)
+
+    def ready(self, seconds: float) -> None:
+        for watcher in self._watchers:
+            watcher.ready(seconds)
+
+    def died(self, event: core.Died, budget: int | None) -> None:
+        for watcher in self._watchers:
+            watcher.died(event, budget)
+
+    def note(self, text: str) -> None:
+        for watcher in self._watchers:
+            watcher.note(text)
+
+    def poisoned(self, event: core.Poisoned) -> None:
+        for watcher in self._watchers:
+            watcher.poisoned(event)
+
+    def draining(self, in_flight: int) -> None:
+        for watcher in self._watchers:
+            watcher.draining(in_flight)
+
+
 class Logging:
     """A watcher that logs: what replicas print goes to ``flowkit.output.NODE.REPLICA``, at INFO,
-    and what happens to them to ``flowkit.supervisor``."""
+    and what happens to them to ``flowkit.supervisor``. What they log is logged here as it was
+    there, by the same logger, with the attributes `node` and `replica`."""
 
     def __init__(self) -> None:
         self._log = logging.getLogger("flowkit.supervisor")
@@ -57,6 +103,19 @@ class Logging:
     def output(self, replica: str, line: bytes) -> None:
         log = logging.getLogger(f"flowkit.output.{replica}")
         log.info("%s", line.decode("utf-8", "backslashreplace"))
+
+    def record(self, replica: str, record: Record) -> None:
+        log = logging.getLogger(record.logger)
+        if not log.isEnabledFor(record.level):
+            return
+        node, _, number = replica.rpartition(".")
+        entry = log.makeRecord(
+            record.logger, record.level, "", 0, record.text, (), None,
+            extra={"node": node, "replica": int(number)},
+        )  # fmt: skip
+        entry.created, entry.msecs = record.time, record.time % 1 * 1000
+        entry.exc_text = record.traceback or None
+        log.handle(entry)
 
     def ready(self, seconds: float) -> None:
         self._log.info("all replicas are ready after %.2f s", seconds)
@@ -81,3 +140,46 @@ class Logging:
 
     def draining(self, in_flight: int) -> None:
         self._log.info("draining: %d messages in flight", in_flight)
+
+
+# -- the same in words
+
+
+def death(event: core.Died, budget: int | None) -> str:
+    """How a replica died, and what happens now."""
+    replica = event.replica
+    text = f"{replica.name} {how_it_ended(event.code, event.error)}"
+    if replica.lost_state:
+        text += "; what it held in memory is lost"
+    if event.delay is None:
+        return f"{text}; {event.reason}, stopping the project"
+    if event.number == 0:
+        wait = human_seconds(event.delay)
+        return f"{replica.name} has reached the end of its stream and begins again in {wait}"
+    again = f"restart {event.number}" + (f"/{budget}" if budget is not None else "")
+    return f"{text}; {again} in {human_seconds(event.delay)}"
+
+
+def how_it_ended(code: int, error: str | None) -> str:
+    """How a process ended."""
+    if error is not None:
+        return error
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    if code == 0:
+        return "left before its work was done"
+    return f"failed with exit code {code}"
+
+
+def poison(event: core.Poisoned, link: str) -> str:
+    """Which message is given up, and why."""
+    name = message_id(event.message.id, event.message.index)
+    return f"message {name} on {link} kills {event.replica.node}: it is given up"
+
+
+def drain(in_flight: int) -> str:
+    return f"draining: {in_flight:,} message{'' if in_flight == 1 else 's'} in flight"

@@ -18,7 +18,9 @@ from flowkit.launchers.base import Launcher, OnExit, OnStarted
 from flowkit.protocol.project import CONFIGURATION
 from flowkit.runtime import spec as specs
 from flowkit.runtime.child import build, explain, flush_files
+from flowkit.runtime.kit import Kit
 from flowkit.runtime.runner import Runner
+from flowkit.runtime.spans import of_application
 from flowkit.transport.memory import MemoryHub, MemoryTransport
 
 
@@ -64,7 +66,8 @@ class InProcessLauncher(Launcher):
         transport = MemoryTransport(self._hub, asyncio.get_running_loop())
         try:
             try:
-                runner = Runner(spec, node, transport)
+                kit = Kit(tracer=of_application(spec.node.name, spec.replica))
+                runner = Runner(spec, node, transport, kit=kit)
             except OperatorError as error:
                 raise _Misconfigured(spec.name) from error
             await runner.run()

@@ -75,7 +75,7 @@ class Released(msgspec.Struct, tag=True):
 
 
 class Replayed(msgspec.Struct, tag=True):
-    """Replica, and supervisor to a client: what became of a dead letter that was replayed.
+    """Replica: what became of a dead letter that was replayed. Clients are told the same.
 
     `error` is empty if it is done downstream now; else it is dead again, or could not be tried.
     """
@@ -85,13 +85,9 @@ class Replayed(msgspec.Struct, tag=True):
 
 
 class Replay(msgspec.Struct, tag=True):
-    """Client to supervisor, and supervisor to replica: try these dead letters again.
-
-    A client shows the `token` of the run; each letter is answered with `Replayed`.
-    """
+    """Supervisor: try these dead letters again; each is answered with `Replayed`."""
 
     numbers: list[int]
-    token: str = ""
 
 
 class Poison(msgspec.Struct, tag=True):
@@ -175,7 +171,87 @@ class Resized(msgspec.Struct, tag=True):
     round: int
 
 
-FromReplica = Ready | Done | Ended | Stop | Replayed | Replay | Resting | Held | Resized
+# -- words: log records ------------------------------------------------------------------------
+
+
+class Record(msgspec.Struct):
+    """A log record of a replica. `time` is seconds since the epoch, `level` as in `logging`;
+    `traceback` is that of its exception, or the stack that it shows, or empty."""
+
+    time: float
+    level: int
+    logger: str
+    text: str
+    traceback: str = ""
+
+
+class Said(msgspec.Struct, tag=True):
+    """Replica: a log record, the `sequence`th of this incarnation, from 1."""
+
+    incarnation: int
+    sequence: int
+    record: Record
+
+
+class Heard(msgspec.Struct, tag=True):
+    """Supervisor: your log records up to `sequence` have come; so many more may follow."""
+
+    sequence: int
+
+
+class SetLevel(msgspec.Struct, tag=True):
+    """Supervisor: log what `logger` (empty: all) says from `level` on."""
+
+    logger: str
+    level: int
+
+
+# -- taps --------------------------------------------------------------------------------------
+
+
+class Tap(msgspec.Struct, tag=True):
+    """Supervisor: copy to me what passes through that channel of yours, until `Untap`."""
+
+    channel: str
+
+
+class Untap(msgspec.Struct, tag=True):
+    """Supervisor: nobody looks at that channel any more."""
+
+    channel: str
+
+
+class Glimpse(msgspec.Struct):
+    """One message that was copied. `value` is JSON, or its beginning where it was `cut`; of bytes
+    that are no text it is their base64, and `binary`."""
+
+    id: str
+    key: str
+    """JSON; empty if it has none."""
+    headers: dict[str, str]
+    value: bytes
+    cut: bool = False
+    binary: bool = False
+
+
+class Tapped(msgspec.Struct, tag=True):
+    """Replica: messages of a channel that is tapped. `skipped` more have passed since the last."""
+
+    channel: str
+    skipped: int
+    size: int
+    """What is to be given back with `TapHeard`."""
+    messages: list[Glimpse]
+
+
+class TapHeard(msgspec.Struct, tag=True):
+    """Supervisor: so many bytes of that channel have come; as many may follow."""
+
+    channel: str
+    size: int
+
+
+FromReplica = Ready | Done | Ended | Stop | Replayed | Said | Tapped | Resting | Held | Resized
 FromSupervisor = (
     Start
     | ProducerAt
@@ -184,7 +260,11 @@ FromSupervisor = (
     | Released
     | Poison
     | Replay
-    | Replayed
+    | Heard
+    | SetLevel
+    | Tap
+    | Untap
+    | TapHeard
     | Rest
     | Resume
     | Hold

@@ -97,6 +97,24 @@ class Unsendable(NamedTuple):
     error: EncodeError | MessageTooLarge
 
 
+class Released(NamedTuple):
+    """What was sent on an output channel, as its first link carries it; for who looks at it."""
+
+    messages: Sequence[Any]
+    keys: Sequence[Key] | None
+    headers: Sequence[Any] | None
+    batches: Sequence[OutBatch]
+    """What the messages are in, in order; none if no link leads away."""
+
+    def id(self, number: int) -> str:
+        """The id that message `number` arrives with; empty if it does not."""
+        for batch in self.batches:
+            if number < batch.count:
+                return message_id(batch.id, number)
+            number -= batch.count
+        return ""
+
+
 class Inbox:
     """One input channel: the receivers of all links that lead to it, taken from in turn."""
 
@@ -176,6 +194,8 @@ class Engine:
         self._taken = 0
         self._injected: dict[str, deque[InBatch]] = {}
         self._replaying = 0
+        self.on_release: Callable[[str, Released], None] | None = None
+        """Told what is released on which output, while somebody looks."""
         for terms in inputs:
             inbox = self.inboxes.get(terms.into)
             if inbox is None:
@@ -279,21 +299,22 @@ class Engine:
         frame.session = REPLAYED
         batch = InBatch(self._receivers[link][0], frame, done, first)
         batch.receiver.unhandled += 1
+        batch.receiver.waiting += batch.count
         self._replaying += 1
         self._injected.setdefault(self._inputs[link].into, deque()).append(batch)
 
-    def begin(self, position: Any = None, parents: tuple[Work, ...] = ()) -> Root:
-        """Open a root: a batch of a source, a tick of a timer, a group of input messages.
+    def begin(self, position: Any = None, parents: tuple[Work, ...] = (), born: int = 0) -> Root:
+        """Open a root, `born` now: a batch of a source, a tick of a timer, a group of messages.
 
         `parents` are acknowledged only after it. Call `finish` on it when all is released.
         """
-        root = self.roots.open(position, parents)
+        root = self.roots.open(position, parents, born)
         root.cut = self._stamp()
         return root
 
-    def begin_finish(self) -> Root:
+    def begin_finish(self, born: int = 0) -> Root:
         """Open the root of what `finish()` sends. Its cut is the same in every incarnation."""
-        root = self.roots.finish()
+        root = self.roots.finish(born)
         root.cut = MAX_COUNT
         return root
 
@@ -323,6 +344,7 @@ class Engine:
         bad: list[Unsendable] = []
         renewed = self.roots.renewed(work)
         own = isinstance(work, Root) and renewed and not work.parents
+        shown: Released | None = None
         for outlet in self._outlets.get(channel, ()):
             sender = outlet.sender
             # A root's ids are never made again, so it may be cut as its consumers ask now; what is
@@ -363,7 +385,11 @@ class Engine:
                     )
                 )
             if batches:
+                if self.on_release is not None and shown is None:
+                    shown = _shown(outlet, [piece for piece, _, _ in pieces], batches)
                 sender.offer(batches)
+        if self.on_release is not None:
+            self.on_release(channel, shown or Released(messages, keys, headers, []))
         return bad
 
     def flush(self) -> None:
@@ -497,6 +523,11 @@ class Engine:
         return self.roots.idle and all(sender.idle for sender in self.senders.values())
 
     @property
+    def waiting(self) -> int:
+        """Messages received and not yet handled."""
+        return sum(receiver.waiting for receiver in self._all_receivers())
+
+    @property
     def in_hand(self) -> int:
         """Input batches received and not yet settled."""
         return sum(receiver.held for receiver in self._all_receivers())
@@ -557,6 +588,20 @@ class Engine:
 
     def _on_commit(self) -> None:
         self._commit_due = True
+
+
+def _shown(outlet: Outlet, pieces: Sequence[Cut], batches: Sequence[OutBatch]) -> Released:
+    """The messages of `pieces`, each once."""
+    pairs = list(zip(pieces, batches, strict=True))
+    if outlet.router.copies > 1:
+        pairs = [pair for pair in pairs if pair[0].group == pieces[0].group]
+    messages = [message for piece, _ in pairs for message in piece.messages]
+    keys = headers = None
+    if pieces[0].keys is not None:
+        keys = [key for piece, _ in pairs for key in piece.keys or ()]
+    if pieces[0].headers is not None:
+        headers = [header for piece, _ in pairs for header in piece.headers or ()]
+    return Released(messages, keys, headers, [batch for _, batch in pairs])
 
 
 def _encode(

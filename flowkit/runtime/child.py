@@ -12,26 +12,33 @@ import faulthandler
 import gc
 import io
 import logging
+import os
 import signal
 import sys
 import threading
 import traceback
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from zmq.utils.garbage import GarbageCollectorThread
 
 from flowkit.channels import guard_sends
+from flowkit.clock import wall
 from flowkit.errors import FlowkitError, OperatorError
 from flowkit.importing import load_object
 from flowkit.node import Node, describe
+from flowkit.protocol.control import Record
 from flowkit.protocol.project import CONFIGURATION
+from flowkit.runtime import logs, spans
 from flowkit.runtime import spec as specs
 from flowkit.runtime.handling import theirs
-from flowkit.runtime.logs import set_up
+from flowkit.runtime.kit import Kit
+from flowkit.runtime.processor import use
 from flowkit.runtime.runner import Runner
 from flowkit.runtime.settings import fit
+from flowkit.runtime.stacks import GUARD, Guard, tasks_text
 from flowkit.transport.zmq import ZmqTransport
 
 log = logging.getLogger("flowkit.replica")
@@ -47,22 +54,52 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 def main(data: bytes) -> int:
     """Run the replica that the encoded `ReplicaSpec` describes, until its end."""
     spec = specs.decode(data)
-    set_up()
     keep_memory()
     gc.set_threshold(GARBAGE)
-    # Works also while a handler holds the loop, or the interpreter: the watchdog asks for it.
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    name = (spec.node.name, spec.replica)
+    courier = logs.set_up(spec.box, spec.incarnation, name, spec.levels)
+    # The stacks of threads are shown also while a handler holds the loop, or the interpreter: the
+    # watchdog asks for them. Those of tasks follow as soon as any Python code can run.
+    signal.signal(signal.SIGUSR1, _show_tasks)
+    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)
+    first = spec.replica == 0 and spec.incarnation == 1
+    tracer, end_traces = spans.set_up(spec.project, *name, first)
     try:
-        node = build(spec)
-    except Exception as error:
-        explain(spec, error)
-        return CONFIGURATION
-    if not node.__flowkit__.tasks:
-        trust_the_only_thread()
-    try:
-        return asyncio.run(_run(spec, node))
+        try:
+            node = build(spec)
+        except Exception as error:
+            explain(spec, error)
+            return CONFIGURATION
+        if not node.__flowkit__.tasks:
+            trust_the_only_thread()
+        guard = None
+        if spec.node.blocked > 0:
+            guard = Guard(spec.node.blocked, partial(_held_up, spec))
+        try:
+            return asyncio.run(_run(spec, node, Kit(courier, guard, tracer)))
+        finally:
+            flush_files()
     finally:
-        flush_files()
+        end_traces()
+        courier.close()
+
+
+def _held_up(spec: specs.ReplicaSpec, seconds: float, function: str, stack: str) -> None:
+    """Log what holds the loop. Not over the connection, which is the held loop's."""
+    text = (
+        f"{spec.node.name}: {function}() has held the event loop for {seconds:.1f} s; nothing else "
+        "runs in this replica meanwhile"
+    )
+    logger = "flowkit.blocked"
+    if logging.getLogger(logger).isEnabledFor(logging.WARNING):
+        stack = f"Stack (most recent call last):\n{stack}"
+        logs.write(Record(wall(), logging.WARNING, logger, text, stack))
+
+
+def _show_tasks(number: int, frame: object) -> None:
+    # Not through sys.stderr: it may be just this that was interrupted.
+    with suppress(OSError):
+        os.write(2, tasks_text().encode("utf-8", "backslashreplace"))
 
 
 def keep_memory() -> None:
@@ -84,8 +121,9 @@ def trust_the_only_thread() -> None:
     before = threading.getprofile()
 
     def notice(frame: FrameType, event: str, argument: object) -> None:
-        if isinstance(threading.current_thread(), GarbageCollectorThread):
-            sys.setprofile(None)  # pyzmq's, which knows nothing of nodes
+        thread = threading.current_thread()
+        if isinstance(thread, GarbageCollectorThread) or thread.name == GUARD:
+            sys.setprofile(None)  # pyzmq's, and flowkit's own: they know nothing of nodes
             return
         guard_sends(True)
         threading.setprofile(before)
@@ -113,7 +151,7 @@ def build(spec: specs.ReplicaSpec) -> Node:
     return info.cls(**fit(info, spec.node.settings))
 
 
-async def _run(spec: specs.ReplicaSpec, node: Node) -> int:
+async def _run(spec: specs.ReplicaSpec, node: Node, kit: Kit) -> int:
     transport = ZmqTransport(Path(spec.run_directory))
     tcp = None
     if any(link.transport == "tcp" for link in spec.outputs):
@@ -127,7 +165,7 @@ async def _run(spec: specs.ReplicaSpec, node: Node) -> int:
 
     try:
         try:
-            runner = Runner(spec, node, transport, tcp)
+            runner = Runner(spec, node, transport, tcp, cpu=use, kit=kit)
         except OperatorError as error:  # a journal that does not fit, or cannot be read
             explain(spec, error)
             return CONFIGURATION
@@ -137,8 +175,7 @@ async def _run(spec: specs.ReplicaSpec, node: Node) -> int:
         explain(spec, error)
         return 1
     except Exception as error:
-        lines = traceback.format_exception(type(error), error, theirs(error))
-        log.error("%s failed\n%s", spec.name, "".join(lines).rstrip())
+        log.error("%s failed", spec.name, exc_info=(type(error), error, theirs(error)))
         return 1
     finally:
         for each in (transport, tcp):

@@ -112,13 +112,14 @@ class Undertaker:
 
         Raises StopProject if that is the policy.
         """
-        where = f"{self._node}.{self._replica} {batch.terms.into}"
+        where = f"{self._node}.{self._replica}: {batch.terms.into}"
         places = list(indices)
         lines = _lines_of(error)
         if type(error).__name__ == "BdbQuit":
             raise StopProject("the debugger was left")
+        shown = (type(error), error, theirs(error)) if lines else None
         if self.policy.then == "stop":
-            log.error("%s: %s%s", where, _summary(error), _below(lines))
+            log.error("%s: %s", where, _summary(error), exc_info=shown)
             raise StopProject(f"{batch.terms.into}: {_summary(error)}")
         raws = self._raws(batch, codec, places)
         ids = [message_id(batch.id, batch.first + place) for place in places]
@@ -153,7 +154,7 @@ class Undertaker:
             return
         more = f" and {len(places) - 1} more" if len(places) > 1 else ""
         log.error(
-            "%s: %s (message %s%s, %s: %s)%s%s",
+            "%s: %s (message %s%s, %s: %s)%s",
             where,
             _summary(error),
             ids[0],
@@ -161,7 +162,7 @@ class Undertaker:
             fate,
             preview(raws[0], PREVIEW),
             f"; {count:,} like it so far" if count > WHOLE else "",
-            _below(lines) if count <= WHOLE else "",
+            exc_info=shown if count <= WHOLE else None,
         )
 
     def _raws(self, batch: InBatch, codec: Codec[Any], places: Sequence[int]) -> list[bytes]:
@@ -275,10 +276,6 @@ def _lines_of(error: BaseException) -> list[str]:
     if isinstance(error, MessageError):
         return []
     return traceback.format_exception(type(error), error, theirs(error))
-
-
-def _below(lines: list[str]) -> str:
-    return "\n" + "".join(lines).rstrip() if lines else ""
 
 
 def _shortly(message: Any) -> str:

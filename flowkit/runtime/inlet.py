@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, MutableSequence
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from operator import length_hint
 from typing import Any
@@ -20,14 +20,17 @@ from flowkit.channels import In, Outbox
 from flowkit.clock import Clock
 from flowkit.codecs import Codec
 from flowkit.errors import Poisoned, ReplicaError
+from flowkit.histogram import record
 from flowkit.message import Meta
 from flowkit.node import Node
 from flowkit.protocol.engine import Engine
 from flowkit.protocol.lineage import Work
 from flowkit.protocol.project import DEATHS_IN_HAND
 from flowkit.protocol.receiver import InBatch
+from flowkit.runtime import tracing
 from flowkit.runtime.handling import FAILED, Ports, Undertaker, messages_of, metas_of
-from flowkit.runtime.shared import CARE, HANDLER, done_care, note_care
+from flowkit.runtime.shared import CARE, HANDLER, SINCE_NS, TIMES, done_care, note_care
+from flowkit.runtime.tracing import Trace, Tracer
 
 BACKOFF = 0.1
 BACKOFF_MAX = 10.0
@@ -49,8 +52,8 @@ class Shop:
     undertaker: Undertaker
     codecs: dict[int, Codec[Any]]
     """By input link."""
-    release: Callable[[Work, dict[str, Outbox]], None]
-    """Offers the contents of outboxes and finishes the work."""
+    release: Callable[[Work, dict[str, Outbox], int], None]
+    """Offers the contents of outboxes and finishes the work, which was so many messages."""
     clock: Clock
     wake: Callable[[], None]
     """There may be something to do: take a turn."""
@@ -61,6 +64,10 @@ class Shop:
     """By link and batch: the indices of messages to give up unhandled."""
     careful: Inlet | None = None
     """The inlet that handles a message carefully: there is one place to note which."""
+    tap: Callable[[str, InBatch, list[Any], Sequence[int] | None], None] | None = None
+    """Shown the batches that are taken, while somebody looks."""
+    tracer: Tracer | None = None
+    """Makes spans, with OpenTelemetry."""
     busy: float = 0.0
     """Seconds spent in handlers."""
     handled: int = 0
@@ -100,6 +107,10 @@ class Inlet(ABC):
     def due_at(self) -> float | None:
         """When `step` must be called although nothing came in; None if never."""
 
+    def accrue(self, now: float) -> None:
+        """Count the time of handlers that have not returned yet."""
+        return None
+
     async def stop(self) -> None:
         """Cancel what runs."""
         return None
@@ -126,6 +137,7 @@ class _Batch:
         "messages",
         "places",
         "metas",
+        "trace",
         "start",
         "attempts",
         "due",
@@ -139,12 +151,14 @@ class _Batch:
         messages: list[Any],
         places: list[int] | None,
         metas: list[Meta] | None,
+        trace: Trace | None,
     ) -> None:
         self.batch = batch
         self.work = work
         self.messages = messages
         self.places = places
         self.metas = metas
+        self.trace = trace
         self.start = 0
         self.attempts = 0
         """Failed tries of the message at `start`."""
@@ -192,20 +206,31 @@ class PlainInlet(Inlet):
         if is_careful(current.batch) and shop.careful is not None:
             return False  # a turn is asked for when that one returns
         shop.gauges[HANDLER] = self.number
+        shop.gauges[SINCE_NS] = int(began * 1e9)
         shop.ports.open(self._boxes)
+        trace = current.trace
+        token = trace.enter() if trace is not None else None
         try:
             self._go_on(current)
         finally:
+            if trace is not None:
+                trace.exit(token)
             shop.ports.close()
-            shop.gauges[HANDLER] = 0
+            shop.gauges[HANDLER] = shop.gauges[SINCE_NS] = 0
         seconds = shop.clock() - began
         shop.busy += seconds
         current.spent += seconds
         if current.start >= len(current.messages):
             self._current = None
             batch = current.batch
-            shop.release(current.work, self._boxes)
+            if trace is not None:
+                tracing.stamp(self._boxes.values(), [0] * len(self._boxes), trace.uniform)
+                trace.end()
+            shop.release(current.work, self._boxes, batch.count)
             shop.handled += batch.count
+            # All of a batch count with its mean: a clock for each message would cost more than
+            # many a handler.
+            record(shop.gauges, TIMES, current.spent / (batch.count or 1), batch.count)
             self.pace.record(batch.count, batch.size, current.spent)
         return True
 
@@ -227,18 +252,30 @@ class PlainInlet(Inlet):
         metas = None
         if self.how.wants_meta:
             metas = list(metas_of(batch, range(batch.count) if places is None else places))
-        return _Batch(batch, work, messages, places, metas)
+        if shop.tap is not None:
+            shop.tap(self.channel.name, batch, messages, places)
+        trace = None
+        if shop.tracer is not None or tracing.MARK in batch.extras:
+            known = range(batch.count) if places is None else places
+            contexts = tracing.contexts_of(batch, known)
+            trace = tracing.begin(shop.tracer, self.channel.name, len(messages), contexts)
+        return _Batch(batch, work, messages, places, metas, trace)
 
     def _go_on(self, current: _Batch) -> None:
         """Call the handler until the batch is through, or a message must wait for another try."""
         careful = is_careful(current.batch)
         if careful:
             note_care(self.shop.gauges, current.batch.terms.index, current.batch.id)
+        trace = current.trace
+        each = trace is not None and trace.each is not None
         while current.start < len(current.messages):
             marks = [len(box.messages) for box in self._boxes.values()]
             try:
-                if careful or self.how.wants_meta or current.attempts or not self._tried:
+                if careful or each or self.how.wants_meta or current.attempts or not self._tried:
                     self._one(current, careful)
+                    if trace is not None and each:
+                        context = trace.context(current.start - 1)
+                        tracing.stamp(self._boxes.values(), marks, context)
                 else:
                     self._many(current, marks)
             except _Failed:
@@ -315,6 +352,8 @@ class PlainInlet(Inlet):
     def _failed(self, current: _Batch, error: BaseException) -> bool:
         """The message at `current.start` failed. True if it must wait for another try."""
         undertaker = self.shop.undertaker
+        if current.trace is not None:
+            current.trace.failed(error)
         current.attempts += 1
         if current.attempts <= undertaker.policy.retry:
             current.due = self.shop.clock() + backoff(current.attempts)

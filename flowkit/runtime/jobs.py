@@ -8,19 +8,22 @@ the order of the messages and not of completion.
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from flowkit.channels import In, Outbox, current_outboxes
+from flowkit.histogram import record
 from flowkit.message import Meta, slot_of
 from flowkit.protocol.lineage import Work
 from flowkit.protocol.receiver import InBatch
 from flowkit.protocol.routing import extractor, itself
+from flowkit.runtime import tracing
 from flowkit.runtime.handling import FAILED, extras_of, messages_of, metas_of
 from flowkit.runtime.inlet import Inlet, Shop, backoff, is_careful
-from flowkit.runtime.shared import CARE, HANDLER, done_care, note_care
+from flowkit.runtime.shared import CARE, HANDLER, SINCE_NS, TIMES, done_care, note_care
+from flowkit.runtime.stacks import task_stack
+from flowkit.runtime.tracing import Context, Trace
 from flowkit.topology.plan import LinkPlan
 
 
@@ -34,6 +37,8 @@ class _Piece(NamedTuple):
     metas: list[Meta] | None
     keys: list[Any] | None
     """What the order of handlers that run side by side depends on, if it is to be kept."""
+    contexts: Sequence[Context | None] | None
+    """The traces that the messages belong to, if any does."""
 
     def part(self, start: int, stop: int) -> _Piece:
         if start == 0 and stop >= len(self.messages):
@@ -44,6 +49,7 @@ class _Piece(NamedTuple):
             self.messages[start:stop],
             None if self.metas is None else self.metas[start:stop],
             None if self.keys is None else self.keys[start:stop],
+            None if self.contexts is None else self.contexts[start:stop],
         )
 
 
@@ -67,10 +73,13 @@ class _Unit:
 class _Job:
     """The calls whose output is released together, and what they are done for."""
 
-    __slots__ = ("work", "units", "remaining", "began", "count", "size")
+    __slots__ = ("work", "units", "remaining", "began", "count", "size", "trace")
 
-    def __init__(self, work: Work, units: list[_Unit], began: float, size: int) -> None:
+    def __init__(
+        self, work: Work, units: list[_Unit], began: float, size: int, trace: Trace | None
+    ) -> None:
         self.work = work
+        self.trace = trace
         self.units = units
         self.remaining = len(units)
         self.began = began
@@ -98,21 +107,6 @@ def _key(given: Any, message: Any, key_of: Callable[[Any], Any]) -> Any:
         return None
 
 
-def _stack(task: asyncio.Task[None]) -> str:
-    """Where a suspended task waits, down through what it awaits; asyncio shows the top alone."""
-    entries: list[traceback.FrameSummary] = []
-    waits: Any = task.get_coro()
-    while waits is not None:
-        kind = next((kind for kind in ("cr", "gi", "ag") if hasattr(waits, f"{kind}_frame")), None)
-        if kind is None:
-            break
-        frame = getattr(waits, f"{kind}_frame")
-        if frame is not None:
-            entries += traceback.extract_stack(frame, 1)
-        waits = getattr(waits, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
-    return "".join(traceback.format_list(entries[1:])).rstrip()
-
-
 class JobInlet(Inlet):
     """Coroutine handlers, and handlers of lists. `links` are those that lead to the channel."""
 
@@ -134,6 +128,9 @@ class JobInlet(Inlet):
         self._waiting: deque[tuple[_Job, _Unit]] = deque()
         self._behind: dict[int, deque[tuple[_Job, _Unit]]] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._working = 0
+        """Coroutine handlers that run; a task that waits for its next try has none."""
+        self._looked = 0.0
         self._group: deque[_Piece] = deque()
         self._grouped = 0  # messages in it
         self._group_since = 0.0
@@ -182,6 +179,11 @@ class JobInlet(Inlet):
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
+    def accrue(self, now: float) -> None:
+        # Fully busy is who has all the handlers at work that it may have.
+        self.shop.busy += (now - self._looked) * self._working / self._limit
+        self._looked = now
+
     def knob(self) -> str:
         name = self.channel.name
         if len(self._running) >= self.channel.concurrency:
@@ -192,7 +194,7 @@ class JobInlet(Inlet):
         return f"if its handlers wait for later messages, raise {bound}"
 
     def stacks(self) -> list[str]:
-        return [_stack(task) for task in self._running]
+        return [task_stack(task) for task in self._running]
 
     # -- from batches to jobs ------------------------------------------------------------------
 
@@ -205,7 +207,7 @@ class JobInlet(Inlet):
             # A message that may be the one that kills is handed over alone, and at once.
             size = 1 if careful else self.channel.batch or 1
             units = [_Unit([piece.part(at, at + size)]) for at in range(0, count, size)]
-            self._add(_Job(work, units, began, batch.size))
+            self._add(_Job(work, units, began, batch.size, self._trace([piece])))
             return
         if not count:
             work.finish()
@@ -229,6 +231,11 @@ class JobInlet(Inlet):
             kept = [number for number, place in enumerate(places) if place not in bad]
             messages = [messages[number] for number in kept]
             places = [places[number] for number in kept]
+        if shop.tap is not None:
+            shop.tap(self.channel.name, batch, messages, places)
+        contexts = None
+        if tracing.MARK in batch.extras:
+            contexts = tracing.contexts_of(batch, places)
         metas = list(metas_of(batch, places)) if self.how.wants_meta else None
         keys = None
         key_of = self._key_of.get(link)
@@ -238,7 +245,18 @@ class JobInlet(Inlet):
                 _key(given[place] if given else None, message, key_of)
                 for place, message in zip(places, messages, strict=True)
             ]
-        return _Piece(batch, places, messages, metas, keys)
+        return _Piece(batch, places, messages, metas, keys, contexts)
+
+    def _trace(self, pieces: list[_Piece]) -> Trace | None:
+        """The trace of the messages of a job."""
+        contexts: list[Context | None] | None = None
+        if any(piece.contexts is not None for piece in pieces):
+            contexts = []
+            for piece in pieces:
+                contexts += piece.contexts or [None] * len(piece.messages)
+        count = sum(len(piece.messages) for piece in pieces)
+        tracer, name = self.shop.tracer, self.channel.name
+        return tracing.begin(tracer, name, count, contexts, self.channel.batch is not None)
 
     def _is_due(self) -> bool:
         due = self.due_at
@@ -266,7 +284,7 @@ class JobInlet(Inlet):
             if one.remaining == 0:
                 del self._held[piece.batch]
                 one.work.finish()
-        self._add(_Job(root, [_Unit(pieces)], self.shop.clock(), 0))
+        self._add(_Job(root, [_Unit(pieces)], self.shop.clock(), 0, self._trace(pieces)))
 
     def _add(self, job: _Job) -> None:
         if self._ordered:
@@ -310,7 +328,8 @@ class JobInlet(Inlet):
 
     def _spawn(self, job: _Job, unit: _Unit, slot: int | None) -> None:
         self._alone = unit.careful
-        task = asyncio.get_running_loop().create_task(self._call_coroutine(job, unit, slot))
+        coroutine = self._call_coroutine(job, unit, slot)
+        task = asyncio.get_running_loop().create_task(coroutine, name=self.how.method)
         self._running.add(task)
         task.add_done_callback(self._ended)
 
@@ -336,10 +355,14 @@ class JobInlet(Inlet):
         began = shop.clock()
         boxes = shop.ports.fresh()
         shop.ports.open(boxes)
+        token = job.trace.enter() if job.trace is not None else None
         self._enter(unit)
+        shop.gauges[SINCE_NS] = int(began * 1e9)
         try:
             self.function(*self._arguments(unit))
         except FAILED as error:
+            if job.trace is not None:
+                job.trace.failed(error)
             unit.attempts += 1
             if unit.attempts <= shop.undertaker.policy.retry:
                 unit.due = shop.clock() + backoff(unit.attempts)
@@ -349,9 +372,14 @@ class JobInlet(Inlet):
         else:
             unit.boxes = boxes
         finally:
+            if job.trace is not None:
+                job.trace.exit(token)
             self._exit(unit)
             shop.ports.close()
-            shop.busy += shop.clock() - began
+            shop.gauges[SINCE_NS] = 0
+            seconds = shop.clock() - began
+            shop.busy += seconds
+            self._clocked(unit, seconds)
         self._done(job)
 
     def _enter(self, unit: _Unit) -> None:
@@ -374,13 +402,18 @@ class JobInlet(Inlet):
         while True:
             boxes = shop.ports.fresh()
             current_outboxes.set(boxes)
+            token = job.trace.enter() if job.trace is not None else None
             self._enter(unit)
             began = shop.clock()
+            self.accrue(began)
+            self._working += 1
             try:
                 await self.function(*self._arguments(unit))
             except FAILED as error:
                 if self._stopping:
                     raise
+                if job.trace is not None:
+                    job.trace.failed(error)
                 unit.attempts += 1
                 if unit.attempts > shop.undertaker.policy.retry:
                     self._bury(unit, error)
@@ -389,8 +422,12 @@ class JobInlet(Inlet):
                 unit.boxes = dict(boxes)
                 break
             finally:
-                # Fully busy is who has all the handlers at work that it may have.
-                shop.busy += (shop.clock() - began) / self._limit
+                if job.trace is not None:
+                    job.trace.exit(token)
+                now = shop.clock()
+                self.accrue(now)
+                self._working -= 1
+                self._clocked(unit, now - began)
                 self._exit(unit)
                 # A task that the handler left behind finds no outbox, and its sends raise.
                 boxes.clear()
@@ -400,6 +437,10 @@ class JobInlet(Inlet):
             behind = self._behind.pop(slot)
             # In front of the others, in their order: whether they may run now is `_start`'s word.
             self._waiting.extendleft(reversed(behind))
+
+    def _clocked(self, unit: _Unit, seconds: float) -> None:
+        count = sum(len(piece.messages) for piece in unit.pieces)
+        record(self.shop.gauges, TIMES, seconds / count, count)
 
     def _bury(self, unit: _Unit, error: BaseException) -> None:
         undertaker, codecs = self.shop.undertaker, self.shop.codecs
@@ -423,13 +464,25 @@ class JobInlet(Inlet):
     def _release(self, job: _Job) -> None:
         shop = self.shop
         boxes = shop.ports.fresh()
+        if job.trace is not None:
+            self._carry_on(job, job.trace)
         for unit in job.units:
             for name, box in (unit.boxes or {}).items():
                 boxes[name].extend(box)
-        shop.release(job.work, boxes)
+        shop.release(job.work, boxes, job.count)
         shop.handled += job.count
         if job.count:
             # Handlers that wait at the same time share the time that passed.
             together = min(self._limit, len(job.units)) or 1
             seconds = (shop.clock() - job.began) / together
             self.pace.record(job.count, job.size, seconds)
+
+    def _carry_on(self, job: _Job, trace: Trace) -> None:
+        """Give the messages' traces to what was sent for them; the job is done."""
+        at = 0
+        for unit in job.units:
+            count = sum(len(piece.messages) for piece in unit.pieces)
+            sent = unit.boxes or {}
+            tracing.stamp(sent.values(), [0] * len(sent), trace.of_list(range(at, at + count)))
+            at += count
+        trace.end()

@@ -7,6 +7,9 @@ import os
 from collections import deque
 from collections.abc import Callable
 
+from flowkit.protocol.control import Record
+from flowkit.runtime.logs import SEPARATOR, parse_line
+
 TAIL = 40
 """Lines kept for the report of a failure."""
 
@@ -18,12 +21,16 @@ LINE = 1 << 16
 
 
 class Output:
-    """A pipe. `writer` is to be given away; `on_line` gets each line without its end."""
+    """A pipe. `writer` is to be given away; `on_line` gets each line without its end, and
+    `on_record` the log records that came this way."""
 
-    def __init__(self, on_line: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, on_line: Callable[[bytes], None], on_record: Callable[[Record], None]
+    ) -> None:
         self._reader, self.writer = os.pipe()
         os.set_blocking(self._reader, False)
         self._on_line = on_line
+        self._on_record = on_record
         self._rest = b""
         self._tail: deque[bytes] = deque(maxlen=TAIL)
         self._open = True
@@ -74,6 +81,20 @@ class Output:
                 self._say(self._rest)
                 self._rest = b""
 
+    def remember(self, record: Record) -> None:
+        """Keep a log record, which may have come another way, among the last lines."""
+        text = f"{record.text}\n{record.traceback}" if record.traceback else record.text
+        self._tail.extend(line.encode("utf-8", "replace") for line in text.splitlines())
+
     def _say(self, line: bytes) -> None:
-        self._tail.append(line)
-        self._on_line(line)
+        # A record may follow something that was printed without an end of line.
+        before, separator, rest = line.partition(SEPARATOR)
+        record = parse_line(separator + rest) if separator else None
+        if record is None:
+            self._tail.append(line)
+            self._on_line(line)
+            return
+        if before:
+            self._tail.append(before)
+            self._on_line(before)
+        self._on_record(record)

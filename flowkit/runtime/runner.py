@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -33,12 +34,18 @@ from flowkit.runtime.handling import FAILED, Ports, StopProject, Undertaker
 from flowkit.runtime.inlet import Inlet, PlainInlet, Shop
 from flowkit.runtime.jobs import JobInlet
 from flowkit.runtime.journaling import JournalDriver
+from flowkit.runtime.kit import BARE, Kit
+from flowkit.runtime.logs import current_replica, set_level
+from flowkit.runtime.meter import Meter
 from flowkit.runtime.positions import Positions, call
+from flowkit.runtime.processor import Use
 from flowkit.runtime.replaying import replay
 from flowkit.runtime.resting import COMMANDS, Resting
 from flowkit.runtime.shared import SharedRows
 from flowkit.runtime.sourcing import Outflow, RunDriver, SourceDriver
 from flowkit.runtime.spec import ReplicaSpec, terms_of
+from flowkit.runtime.stacks import warn_of_standstill
+from flowkit.runtime.tapping import Tapping
 from flowkit.store import Store
 from flowkit.transport.base import Binding, Connection, Transport
 from flowkit.wire import decode, encode
@@ -51,6 +58,9 @@ TURN = 0.010
 TICK = 1.0
 """Seconds between the engine's ticks: heartbeats, and what depends on them."""
 
+LAST_WORDS = 1.0
+"""Seconds that the supervisor gets to hear the last log records, before they go to stderr."""
+
 LINGER = 2.0
 """Seconds that the last frames (CLOSE) get to leave the process."""
 
@@ -58,7 +68,8 @@ LINGER = 2.0
 class Runner:
     """Runs `node` as the replica that `spec` describes, on the running loop.
 
-    Links that ask for tcp are bound on `tcp`, if it is given, all others on `transport`.
+    Links that ask for tcp are bound on `tcp`, if it is given, all others on `transport`. `cpu` (its
+    use of the processor) and `kit` are what a process of its own adds to a replica.
 
     `run` returns when the replica has left in order; it raises what made it fail.
     """
@@ -70,8 +81,14 @@ class Runner:
         transport: Transport,
         tcp: Transport | None = None,
         clock: Clock = monotonic,
+        cpu: Callable[[], Use] | None = None,
+        kit: Kit = BARE,
     ) -> None:
         self.spec = spec
+        self._kit = kit
+        # Callbacks come in the context of whoever has asked for them, another replica's maybe.
+        self._context = copy_context()
+        self._context.run(current_replica.set, (spec.node.name, spec.replica))
         self.node = node
         node.node, node.replica, node.replicas = spec.node.name, spec.replica, spec.node.replicas
         self._info = info = node.__flowkit__
@@ -81,8 +98,8 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         self._left: asyncio.Future[None] = self._loop.create_future()
         self._store = Store(spec.store, spec.durable)
-        self._rows = SharedRows(spec.books, 1 + len(spec.outputs)) if spec.books else None
-        self._gauges: Any = self._rows.gauges if self._rows else [0] * ROW
+        self._rows = SharedRows(spec.books, len(spec.outputs)) if spec.books else None
+        self._gauges: Any = self._rows.gauges if self._rows else [0] * shared.GAUGES
         books = self._rows.books if self._rows else [Books([0] * ROW) for _ in spec.outputs]
         self.engine = Engine(
             spec.identity(),
@@ -109,10 +126,15 @@ class Runner:
             self.wake,
             self.fail,
             self._gauges,
+            tracer=kit.tracer,
         )
+        self._tapping = Tapping(self._shop, self.engine, self.say, clock)
         self._inlets = [
             self._inlet(channel, number) for number, channel in enumerate(self.engine.inboxes, 1)
         ]
+        self._meter = Meter(
+            self._gauges, self.engine, self._shop, self._inlets, not spec.outputs, cpu
+        )
         self._outflow = Outflow(self.engine, self._ports, self._release, self.wake, clock)
         for port in self._ports.ports.values():
             port.attach(self._outflow.room)
@@ -138,9 +160,7 @@ class Runner:
         self._handles: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._positions = Positions(spec, node, self._store, self._spawn)
-        self._blocked_since: float | None = None
-        self._reading_since: float | None = None
-        self._undurable: list[Work] | None = (
+        self._undurable: list[tuple[Work, int]] | None = (
             [] if isinstance(node, Sink) and type(node).commit is not Sink.commit else None
         )
         self._syncing = False
@@ -152,6 +172,7 @@ class Runner:
 
     async def run(self) -> None:
         """Set the node up, run it until its end, tear it down."""
+        current_replica.set((self.spec.node.name, self.spec.replica))
         try:
             if not await self._set_up():
                 return
@@ -165,6 +186,8 @@ class Runner:
                     {link: binding.address for link, binding in self._bindings.items()},
                 )
             )
+            if self._kit.courier is not None and self._control is not None:
+                self._kit.courier.connect(self._control.send)
             self._watch_over()
             if not self._info.source:
                 self._start_timers()
@@ -200,6 +223,8 @@ class Runner:
             self._left.set_exception(error)
 
     async def _end(self) -> None:
+        if self._kit.guard is not None:
+            self._kit.guard.stop()
         for handle in self._handles.values():
             handle.cancel()
         if self._due is not None:
@@ -214,6 +239,8 @@ class Runner:
         try:
             await call(self.node.teardown)
         finally:
+            if self._kit.courier is not None:
+                await self._kit.courier.disconnect(LAST_WORDS)
             # CLOSE frames must arrive; of what fails, others know by its death.
             linger = LINGER if self.engine.phase is Phase.CLOSED else 0.0
             for binding in self._bindings.values():
@@ -226,7 +253,7 @@ class Runner:
             for journal in self._journals.values():
                 journal.close()
             if self._rows is not None:
-                self._gauges = [0] * ROW
+                self._gauges = [0] * shared.GAUGES
                 self._rows.close()
 
     # -- set-up --------------------------------------------------------------------------------
@@ -281,9 +308,8 @@ class Runner:
     def _from_supervisor(self, parts: list[bytes]) -> None:
         message = control.from_supervisor(parts)
         if isinstance(message, control.ProducerAt):
-            self.engine.producer_at(
-                message.link, message.replica, message.incarnation, message.address
-            )
+            at = (message.incarnation, message.address)
+            self.engine.producer_at(message.link, message.replica, *at)
         elif isinstance(message, control.Gone) and self._is_me(message):
             self._leave("it was replaced by a later incarnation")
         elif isinstance(message, control.Gone):
@@ -296,11 +322,16 @@ class Runner:
             self._shop.poisons.setdefault((message.link, message.id), set()).add(message.index)
         elif isinstance(message, control.Replay):
             for letter in self._store.dead_letters(message.numbers):
-                replay(letter, self.spec, self.engine, self._shop.codecs, self.say)
+                replay(letter, self.spec, self._shop, self.say)
+        elif isinstance(message, control.Heard):
+            if self._kit.courier is not None:
+                self._kit.courier.heard(message.sequence)
+        elif isinstance(message, control.SetLevel):
+            set_level(message.logger, message.level)
+        elif isinstance(message, control.Tap | control.Untap | control.TapHeard):
+            self._tapping.hear(message)
         elif isinstance(message, COMMANDS):
             self._resting.obey(message)
-        elif isinstance(message, control.Replayed):
-            pass  # a word for clients
         elif self._beginning_again:
             self.leave()
         else:
@@ -329,13 +360,15 @@ class Runner:
 
     def _start_timers(self) -> None:
         for name, seconds in self._info.timers.items():
-            self._handles[name] = self._loop.call_later(seconds, self._timer, name, seconds)
+            self._handles[name] = self._loop.call_later(
+                seconds, self._timer, name, seconds, context=self._context
+            )
 
     async def _drive(self, driver: SourceDriver | RunDriver) -> None:
-        self._reading_since = self._clock()
+        self._meter.reading_since = self._clock()
         await driver.run()
-        self._note()
-        self._reading_since = None
+        self._meter.note(self._clock())
+        self._meter.reading_since = None
         await self._outflow.close()
         if self._resting.leaving:
             return
@@ -391,7 +424,7 @@ class Runner:
         """There may be something to do: take a turn soon."""
         if not self._awake:
             self._awake = True
-            self._loop.call_soon(self._turn_once)
+            self._loop.call_soon(self._turn_once, context=self._context)
 
     def _soon(self) -> None:
         """Carry out what cannot wait for the turn, before another frame comes.
@@ -427,25 +460,29 @@ class Runner:
         if self._settling is not None and not self._settling.done() and self.engine.settled:
             self._settling.set_result(None)
         self._act()
-        self._note()
+        self._meter.note(self._clock())
 
-    def _sync(self, works: list[Work]) -> None:
+    def _sync(self, works: list[tuple[Work, int]]) -> None:
         """Let a sink make durable what its handlers did, then acknowledge it."""
         assert isinstance(self.node, Sink)
+        self._meter.commits(self._clock())
         result = self.node.commit()
         if inspect.isawaitable(result):
             self._syncing = True
             self._spawn(self._synced(result, works))
         else:
-            for work in works:
-                work.finish()
+            self._durable(works)
 
-    async def _synced(self, committing: Any, works: list[Work]) -> None:
+    async def _synced(self, committing: Any, works: list[tuple[Work, int]]) -> None:
         await committing
         self._syncing = False
-        for work in works:
-            work.finish()
+        self._durable(works)
         self.wake()
+
+    def _durable(self, works: list[tuple[Work, int]]) -> None:
+        self._meter.commits(self._clock(), ends=True)
+        for work, count in works:
+            self._settle_work(work, count)
 
     def _handle(self) -> None:
         until = self._clock() + TURN
@@ -469,8 +506,9 @@ class Runner:
         if due is not None:
             self._due = self._loop.call_later(max(0.0, due - self._clock()), self.wake)
 
-    def _release(self, work: Work, boxes: Mapping[str, Outbox]) -> None:
-        """Offer what was sent to the links, keep what cannot be encoded, finish the work."""
+    def _release(self, work: Work, boxes: Mapping[str, Outbox], count: int = 0) -> None:
+        """Offer what was sent to the links, keep what cannot be encoded, finish the work, which
+        was to handle `count` messages."""
         for name, box in boxes.items():
             if box.messages:
                 messages, keys, headers = box.take()
@@ -478,33 +516,19 @@ class Runner:
                 if faults:
                     self._lament(faults)
         if self._undurable is None:
-            work.finish()
+            self._settle_work(work, count)
         else:
-            self._undurable.append(work)
+            self._undurable.append((work, count))
+
+    def _settle_work(self, work: Work, count: int) -> None:
+        self._meter.settled(work, count)
+        work.finish()
 
     def _lament(self, faults: list[Unsendable]) -> None:
         names = {link.index: link.name for link in self.spec.outputs}
         for link in dict.fromkeys(fault.link for fault in faults):
             mine = [fault for fault in faults if fault.link == link]
             self._undertaker.unsendable(names[link], mine)
-
-    def _note(self) -> None:
-        """Bring the gauges up to date."""
-        gauges = self._gauges
-        now = self._clock()
-        if self._reading_since is not None:
-            # A source is busy while its stream lasts and it is not held up.
-            waited = now - self._blocked_since if self._blocked_since is not None else 0.0
-            waited += gauges[shared.WAITING_NS] / 1e9
-            self._shop.busy = max(0.0, now - self._reading_since - waited)
-        gauges[shared.BUSY_NS] = int(self._shop.busy * 1e9)
-        gauges[shared.HANDLED] = self._shop.handled
-        if self.engine.room:
-            if self._blocked_since is not None:
-                gauges[shared.WAITING_NS] += int((self._clock() - self._blocked_since) * 1e9)
-                self._blocked_since = None
-        elif self._blocked_since is None:
-            self._blocked_since = self._clock()
 
     # -- carrying out --------------------------------------------------------------------------
 
@@ -576,7 +600,7 @@ class Runner:
         finally:
             self._ports.close()
         self._guard_state("finish()", boxes)
-        root = self.engine.begin_finish()
+        root = self.engine.begin_finish(self._born())
         self._release(root, boxes)
         self.engine.finished()
         self.wake()
@@ -586,24 +610,21 @@ class Runner:
     def _watch_over(self) -> None:
         """Note that the loop turns; say so if there is input and nothing gets finished."""
         seconds = self.spec.node.watchdog
-        self._gauges[shared.TURNED_NS] = int(self._clock() * 1e9)
-        self._handles["watch"] = self._loop.call_later(
-            min(0.25, seconds / (2 * LOOKS)), self._watch_over
-        )
         now = self._clock()
+        self._meter.turned(now)
+        beat = min(0.25, seconds / (2 * LOOKS))
+        if self._kit.guard is not None:
+            self._kit.guard.note(now)
+            beat = min(beat, self._kit.guard.beat)
+        self._handles["watch"] = self._loop.call_later(beat, self._watch_over)
         busy = any(not inlet.idle for inlet in self._inlets)
         if self._shop.handled != self._progress[0] or not busy or not self.engine.room:
             self._progress = (self._shop.handled, now)
         elif now - self._progress[1] > seconds:
             self._progress = (self._shop.handled, now)
             held = [inlet for inlet in self._inlets if not inlet.idle]
-            log.warning(
-                "%s has had messages in hand for %g s and finished none%s\n%s",
-                self.spec.name,
-                seconds,
-                "".join(f"; {inlet.knob()}" for inlet in held if inlet.knob()),
-                "\n".join(dict.fromkeys(stack for inlet in held for stack in inlet.stacks())),
-            )
+            knobs = [inlet.knob() for inlet in held if inlet.knob()]
+            warn_of_standstill(self.spec.name, seconds, knobs, [each.stacks() for each in held])
 
     def running_timers(self) -> list[asyncio.Task[None]]:
         return [task for task in self._tasks if task.get_name() in self._info.timers]
@@ -628,11 +649,14 @@ class Runner:
 
     def _tick(self) -> None:
         self.engine.tick()
+        self._tapping.tick()
         self._handles["tick"] = self._loop.call_later(TICK, self._tick)
         self._soon()
 
     def _timer(self, name: str, seconds: float) -> None:
-        self._handles[name] = self._loop.call_later(seconds, self._timer, name, seconds)
+        self._handles[name] = self._loop.call_later(
+            seconds, self._timer, name, seconds, context=self._context
+        )
         if not self.engine.room or self.engine.phase is not Phase.OPEN or self.engine.paused:
             return  # a tick that finds no room is skipped
         function = getattr(self.node, name)
@@ -662,8 +686,11 @@ class Runner:
     def _timer_sent(self, name: str, boxes: dict[str, Outbox]) -> None:
         if any(box.messages for box in boxes.values()):
             self._guard_state(f"the timer {name}()", boxes)
-            self._release(self.engine.begin(), boxes)
+            self._release(self.engine.begin(born=self._born()), boxes)
             self.wake()
+
+    def _born(self) -> int:
+        return int(self._clock() * 1e9)
 
     def _guard_state(self, where: str, boxes: dict[str, Outbox]) -> None:
         if self._info.source or self._info.stateful:
@@ -684,7 +711,9 @@ class Runner:
         self._spawn(coroutine)
 
     def _spawn(self, coroutine: Any, name: str | None = None) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = self._loop.create_task(coroutine, name=name)
+        task: asyncio.Task[None] = self._loop.create_task(
+            coroutine, name=name, context=self._context.copy()
+        )
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
         return task

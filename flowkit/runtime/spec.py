@@ -31,6 +31,10 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     durable: bool = False
     """Whether what is written there must survive the machine: a journal forgets a message that has
     become a dead letter."""
+    box: str = ""
+    """File that keeps the newest log records over a death; see `flowkit.runtime.blackbox`."""
+    levels: dict[str, int] = {}
+    """Log levels by logger that the operator has set; "" is the root."""
     origin: int = 0
     """Number of the replica in the project; 0: what the plan says."""
     life: int = 1

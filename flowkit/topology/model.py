@@ -312,6 +312,9 @@ class NodeModel(Part):
     watchdog: PositiveSeconds = Field(
         30.0, description="A replica whose event loop does not turn for so long is killed."
     )
+    blocked: Seconds = Field(
+        1.0, description="What holds the event loop for so long is logged with its stack; 0: never."
+    )
     env: Environment = Field(
         default_factory=dict, description="Environment variables of this node's processes."
     )

@@ -55,6 +55,11 @@ class NodePlan(Struct, frozen=True):
     source: bool
     positions: bool
     """Whether it reads from positions, so that what was in flight when it died is read again."""
+    blocked: float = 1.0
+    """Seconds after which a handler that holds the event loop is shown; 0: never."""
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    """The channels of its class, linked or not."""
 
 
 class LinkPlan(Struct, frozen=True):
@@ -131,6 +136,9 @@ def make_plan(topology: Topology, inspection: Inspection) -> Plan:
                 stateful=facts.stateful,
                 positions=facts.positions,
                 source=facts.source,
+                blocked=model.blocked,
+                inputs=[channel.name for channel in facts.inputs],
+                outputs=[channel.name for channel in facts.outputs],
             )
         )
         origin += model.replicas

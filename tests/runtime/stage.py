@@ -78,6 +78,8 @@ def make_plan(
                 stateful=part.cls.stateful,
                 source=part.cls.__flowkit__.source,
                 positions=part.cls.__flowkit__.positions,
+                inputs=list(part.cls.__flowkit__.inputs),
+                outputs=list(part.cls.__flowkit__.outputs),
             )
         )
         origin += part.replicas

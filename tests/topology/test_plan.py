@@ -47,6 +47,9 @@ def test_a_node_with_everything(plan: Plan) -> None:
         stateful=False,
         positions=False,
         source=False,
+        blocked=1.0,
+        inputs=["lines"],
+        outputs=["events"],
     )
 
 
