@@ -325,7 +325,8 @@ class Supervisor:
         self._watcher.record(f"{key[0]}.{key[1]}", record)
 
     def _tell(self, key: tuple[str, int], message: control.FromSupervisor) -> None:
-        self._pass_on(self._project.replicas[key], message)
+        if (replica := self._project.replicas.get(key)) is not None:
+            self._pass_on(replica, message)
 
     # -- set-up --------------------------------------------------------------------------------
 
@@ -604,6 +605,7 @@ class Supervisor:
         )
         stdout = stderr = None
         if not self._in_process:
+            self._words.expect(key, replica.incarnation, Path(description.box))
             old = self._outputs.pop(key, None)
             if old is not None:
                 old.close()
@@ -611,7 +613,6 @@ class Supervisor:
                 lambda line: self._watcher.output(replica.name, line),
                 lambda record: self._record(key, record),
             )
-            self._words.expect(key, replica.incarnation, Path(description.box))
             stdout, stderr = output.writer, os.dup(output.writer)
         self._launcher.launch(
             name,
