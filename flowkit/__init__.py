@@ -6,14 +6,23 @@ input, wire the classes in a YAML file, and run it with ``flowkit up FILE``.
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from flowkit.channels import In, Out, OutPort
 from flowkit.errors import FlowkitError
 from flowkit.message import Many, Meta
 from flowkit.node import Node, Sink, Source, every
 
+if TYPE_CHECKING:
+    from flowkit.control.aclient import AsyncClient
+    from flowkit.control.client import Client
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncClient",
+    "Client",
     "FlowkitError",
     "In",
     "Many",
@@ -25,3 +34,12 @@ __all__ = [
     "Source",
     "every",
 ]
+
+# Imported when they are used: a node needs neither a socket nor what finds projects.
+_LATER = {"AsyncClient": "flowkit.control.aclient", "Client": "flowkit.control.client"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'flowkit' has no attribute '{name}'")

@@ -15,6 +15,10 @@ wall: Clock = time.time
 """Seconds since the epoch, for records that people read. Never used to measure or to decide."""
 
 
+processor: Clock = time.process_time
+"""Seconds of processor time that this process has used."""
+
+
 class FakeClock:
     """A clock for tests: stands still until it is advanced."""
 

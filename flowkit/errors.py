@@ -15,7 +15,10 @@
     |-- OperatorError            whoever runs the project (carries `hint`)
     |   |-- RunDirectoryError
     |   |-- AlreadyRunning
-    |   `-- DirtyStop
+    |   |-- DirtyStop
+    |   |-- NoSuchProject
+    |   |-- NotRunning           the project does not run, or has ended
+    |   `-- RequestFailed        it runs, and does not do what was asked for (carries `code`)
     |-- TransportError           whoever runs the project: an endpoint cannot be bound or reached
     |-- ReplicaError             a replica cannot start or go on
     |-- WireError                the peer: bytes that are no flowkit frame
@@ -162,6 +165,29 @@ class AlreadyRunning(OperatorError):
 
 class DirtyStop(OperatorError):
     """The last run did not end cleanly and left positions behind: say what to do with them."""
+
+
+class NoSuchProject(OperatorError):
+    """There is no such project, running or not."""
+
+
+class NotRunning(OperatorError):
+    """The project does not run, or has ended while it was talked to."""
+
+    exit_code = 6
+
+
+class RequestFailed(OperatorError):
+    """A running project does not do what was asked for.
+
+    `code` is stable, one of `flowkit.protocol.requests`: "refused", "no-such", "not-supported" ...
+    """
+
+    exit_code = 7
+
+    def __init__(self, code: str, text: str, hint: str = "") -> None:
+        self.code = code
+        super().__init__(text, hint)
 
 
 class TransportError(FlowkitError):

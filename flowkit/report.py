@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowkit.metrics import Share, Verdict, verdict
+from flowkit.metrics import IDLE, Verdict, verdict
 from flowkit.protocol.ledger import Entry
 from flowkit.protocol.project import Phase, Project, Status
 from flowkit.runtime import shared
 from flowkit.runtime.books import ReplicaBooks
-from flowkit.topology.plan import NodePlan, Plan
+from flowkit.shares import situation, whole
+from flowkit.topology.plan import Plan
 
 OK, FAILED, USAGE, DEAD_LETTERS, UNACCOUNTED = 0, 3, 2, 4, 5
 KILLED = 130
@@ -138,6 +139,9 @@ class Report:
                 "bottleneck": self.verdict.bottleneck,
                 "busy": self.verdict.busy,
                 "advice": self.verdict.advice,
+                "kind": self.verdict.kind,
+                "waits": self.verdict.waits,
+                "waiting": self.verdict.waiting,
             },
         }
 
@@ -179,7 +183,9 @@ def compile_report(
                 gauges[shared.HANDLED],
             )
         )
-    shares = [_share(node, books, now) for node in plan.nodes] if project.started else []
+    said = IDLE
+    if project.started:
+        said = verdict(situation(plan, books, whole(books, now)))
     return Report(
         plan.project,
         project.status,
@@ -187,20 +193,7 @@ def compile_report(
         seconds,
         links,
         replicas,
-        verdict(shares),
+        said,
         last_words,
         project.draining,
     )
-
-
-def _share(node: NodePlan, books: Mapping[tuple[str, int], ReplicaBooks], now: float) -> Share:
-    """How the replicas of `node` have spent their time."""
-    busy = waiting = seconds = 0.0
-    for (name, _), book in books.items():
-        if name == node.name:
-            gauges = book.now()
-            busy += gauges[shared.BUSY_NS] / 1e9
-            waiting += gauges[shared.WAITING_NS] / 1e9
-            seconds += book.seconds(now)
-    whole = seconds or 1.0
-    return Share(node.name, busy / whole, waiting / whole, node.source, node.stateful)

@@ -56,16 +56,31 @@ class RunDirectory:
         self._lock: int | None = None
 
     @classmethod
-    def find(cls, name: str, *, environ: Mapping[str, str] = os.environ) -> list[RunDirectory]:
-        """The projects called `name` that have kept something, whatever their topology's path is:
-        their directories, to be looked into and not to be acquired."""
-        found = []
-        for state in sorted(_state_root(environ).glob(f"{name}-????????")):
-            one = cls.__new__(cls)
-            one._root = _run_root(environ)
-            one.path, one.state, one._lock = one._root / state.name, state, None
-            found.append(one)
-        return found
+    def find(
+        cls,
+        name: str | None = None,
+        *,
+        file: str | os.PathLike[str] | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> list[RunDirectory]:
+        """The projects that run or have kept something: all, those called `name`, or those whose
+        topology is `file`. They are to be looked into and not to be acquired."""
+        pattern = f"{name or '*'}-{_digest(file) if file is not None else '????????'}"
+        run, state = _run_root(environ), _state_root(environ)
+        found = {path.name for root in (state, run) for path in root.glob(pattern)}
+        return [cls._at(run, state, each) for each in sorted(found)]
+
+    @classmethod
+    def _at(cls, run: Path, state: Path, name: str) -> RunDirectory:
+        one = cls.__new__(cls)
+        one._root, one._lock = run, None
+        one.path, one.state = run / name, state / name
+        return one
+
+    @property
+    def project(self) -> str:
+        """The name of the project."""
+        return self.path.name[:-9]
 
     @property
     def lock_path(self) -> Path:

@@ -20,16 +20,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from flowkit import __version__
+from flowkit import status as statuses
 from flowkit.clock import Clock, monotonic
-from flowkit.control.client import leave_contact
+from flowkit.control.capture import Captures
+from flowkit.control.door import Door, Listening
+from flowkit.control.reception import Reception
 from flowkit.control.replays import Replays
+from flowkit.control.server import LAST_WORDS
+from flowkit.control.standstill import Standstill
 from flowkit.control.taps import Listener, Tap, Taps
-from flowkit.control.watcher import Logging
+from flowkit.control.watcher import Logging, Several
 from flowkit.control.watcher import Silent as Silent
 from flowkit.control.watcher import Watcher as Watcher
 from flowkit.control.words import Words
-from flowkit.errors import DirtyStop, FlowkitError, WireError
-from flowkit.journal import holds_batches
+from flowkit.errors import FlowkitError, WireError
+from flowkit.figures import Figures, Run, Scene
 from flowkit.launchers.base import Launcher
 from flowkit.launchers.inprocess import InProcessLauncher
 from flowkit.launchers.process import ProcessLauncher
@@ -37,14 +43,12 @@ from flowkit.protocol import control
 from flowkit.protocol import project as core
 from flowkit.protocol.project import Member, Project, Replica, Status
 from flowkit.protocol.restart import RestartPolicy
-from flowkit.protocol.watch import Watch, interval
 from flowkit.report import Report, compile_report
 from flowkit.rundir import RunDirectory, make_private
-from flowkit.runtime import descriptors, shared, spec
+from flowkit.runtime import descriptors, leftovers, shared, spec
 from flowkit.runtime.books import ReplicaBooks
-from flowkit.runtime.journaling import journal_path
-from flowkit.runtime.output import Output
 from flowkit.runtime.planning import load_plan
+from flowkit.sampling import EVERY
 from flowkit.store import Store
 from flowkit.topology.plan import Plan
 from flowkit.transport.base import Binding, Transport
@@ -80,6 +84,7 @@ class Supervisor:
     caller knows what is wanted. `in_process` runs all replicas on this loop, for debugging.
     Without `sources` they are not started: for replaying dead letters alone.
     `watcher` is told what replicas print and what becomes of them; by default that is logged.
+    `http` is an address to serve figures on ("127.0.0.1:8787", or "8787"; port 0 is any).
     `method` is how processes start: "fork", "spawn", or None for what the system does best.
     """
 
@@ -93,6 +98,7 @@ class Supervisor:
         sources: bool = True,
         method: str | None = None,
         watcher: Watcher | None = None,
+        http: str | Listening | None = None,
         clock: Clock = monotonic,
     ) -> None:
         self._directory = os.getcwd()
@@ -140,18 +146,17 @@ class Supervisor:
         self._rundir = RunDirectory(self.plan.project, self.plan.path)
         self._journals = self._rundir.state / "journals"
         self._replays = Replays(self._run, self._pass_on)
+        self._figures = Figures()
+        self._door = Door(http)
+        self._sampling: asyncio.TimerHandle | None = None
         self._words = Words(self._record, self._tell, in_process)
         self._taps = Taps(self._tell)
         self._peers: dict[bytes, tuple[Replica, int]] = {}
         self._peer_of: dict[tuple[str, int], tuple[bytes, int]] = {}
-        self._outputs: dict[tuple[str, int], Output] = {}
+        self._captures = Captures(lambda name, line: self._watcher.output(name, line), self._record)
         self._pids: dict[tuple[str, int], int] = {}
         self._handles: set[asyncio.TimerHandle] = set()
-        self._stuck: dict[str, str] = {}
-        """Replicas that the watchdog has killed, and what to say of them."""
-        watchdogs = [node.watchdog for node in self.plan.nodes]
-        self._look_every = interval(watchdogs)
-        self._watch = Watch(self._look_every)
+        self._standstill = Standstill(self.plan, self._show_and_kill)
         self._wake: asyncio.TimerHandle | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._launcher: Launcher | None = None
@@ -159,6 +164,9 @@ class Supervisor:
         self._launches: list[Replica] = []
         self._transport: Transport | None = None
         self._binding: Binding | None = None
+        self._clients: ZmqTransport | None = None
+        """For clients alone, where replicas use memory."""
+        self._reception: Reception | None = None
         self._store: Store | None = None
         self._began = 0.0
         self._seconds = 0.0
@@ -179,24 +187,34 @@ class Supervisor:
         self._rundir.check(LONGEST_NAME + NAME_EXTRA)
         if not self._in_process:
             descriptors.check(self.plan, raise_file_limit())
+        self._door.bind()
         self._rundir.acquire()
         make_private(self._rundir.state)
         self._store = Store(str(self._rundir.state / "flowkit.db"))
         self._journals.mkdir(exist_ok=True)
-        self._look_at_leftovers(self._store)
+        leftovers.look(
+            self.plan,
+            self._store,
+            self._journals,
+            fresh=self._fresh,
+            resume=self._resume or not self._sources,
+        )
         hub = MemoryHub()
+        sockets = ZmqTransport(self._rundir.path, largest=2 * control.LIMIT)
         if self._in_process:
-            self._transport = MemoryTransport(hub, self._loop)
+            self._transport, self._clients = MemoryTransport(hub, self._loop), sockets
         else:
-            self._transport = ZmqTransport(self._rundir.path)
+            self._transport = sockets
         self._binding = self._transport.bind("control", self._from_replica)
-        leave_contact(self._rundir.path, self._binding.address, self._token)
+        self._receive_clients()
         self._store.set_fact("topology", self.plan.path)
         self._launcher = self._make_launcher(hub)
         await self._launcher.start()
         self._project.start(self._clock())
         self._act()
         self._later(SLOW_START, self._still_starting)
+        self._sample()
+        self._door.open(self)
         if not self._in_process:
             self._look()
 
@@ -206,11 +224,15 @@ class Supervisor:
         return self.report()
 
     def drain(self, timeout: float = DRAIN_TIMEOUT) -> None:
-        """Stop the sources and let everything in flight be done, for at most `timeout` seconds."""
-        if self._project.draining or self._over.done():
+        """Stop the sources and let everything in flight be done, for at most `timeout` seconds.
+
+        When it is called again the earlier end counts.
+        """
+        if self._over.done():
             return
-        self._watcher.draining(self.report().in_flight)
-        self._project.drain()
+        if not self._project.draining:
+            self._watcher.draining(self.in_flight())
+            self._project.drain()
         self._later(timeout, self._too_late, timeout)
         self._act()
 
@@ -226,9 +248,10 @@ class Supervisor:
         if self._closed:
             return
         self._closed = True
+        await self._door.close()
         for handle in self._handles:
             handle.cancel()
-        for timer in (self._wake, self._looking):
+        for timer in (self._wake, self._looking, self._sampling):
             if timer is not None:
                 timer.cancel()
         if self._relaunch is not None:
@@ -237,11 +260,12 @@ class Supervisor:
         if self._launcher is not None:
             await self._launcher.close()
         self._words.close()
-        for output in self._outputs.values():
-            output.close()
-        if self._transport is not None:
-            self._transport.close()
-            self._transport.join()
+        self._captures.close()
+        listened_to = self._reception is not None and await self._reception.close()
+        for transport in (self._transport, self._clients):
+            if transport is not None:
+                transport.close(LAST_WORDS if listened_to else 0.0)
+                transport.join()
         now = self._clock()
         for books in self._books.values():
             books.close(now, dead=False)
@@ -296,6 +320,10 @@ class Supervisor:
                 length = length + mine if mine and length is not None else None
         return done, length
 
+    def in_flight(self) -> int:
+        """How many messages are under way between replicas."""
+        return self.report().in_flight
+
     def report(self) -> Report:
         """The books as they are now."""
         now = self._clock()
@@ -309,6 +337,23 @@ class Supervisor:
             self._last_words,
         )
 
+    def status(self) -> statuses.Status:
+        """Everything about the project as it is now; rates and shares are of the last seconds."""
+        now, over = self._clock(), self._over.done()
+        run = Run(self._run, __version__, over, self._door.url)
+        return self._figures.status(self._scene(), self.report(), now, run)
+
+    def histograms(self) -> dict[tuple[str, int], tuple[list[int], list[int]]]:
+        """The histograms of each replica: seconds in handlers, and ages where messages end."""
+        return {key: books.histograms() for key, books in self._books.items()}
+
+    def _scene(self) -> Scene:
+        return Scene(self.plan, self._project, self._books, self._pids, self._in_process)
+
+    def _sample(self) -> None:
+        self._sampling = self._loop.call_later(EVERY, self._sample)
+        self._figures.sample(self._scene(), self._clock())
+
     # -- words and taps ------------------------------------------------------------------------
 
     def set_level(self, node: str, replica: int | None, level: int | str, logger: str = "") -> None:
@@ -320,8 +365,7 @@ class Supervisor:
         return self._taps.open(self.plan, node, channel, on_message, limit)
 
     def _record(self, key: tuple[str, int], record: control.Record) -> None:
-        if (output := self._outputs.get(key)) is not None:
-            output.remember(record)
+        self._captures.remember(key, record)
         self._watcher.record(f"{key[0]}.{key[1]}", record)
 
     def _tell(self, key: tuple[str, int], message: control.FromSupervisor) -> None:
@@ -330,32 +374,15 @@ class Supervisor:
 
     # -- set-up --------------------------------------------------------------------------------
 
-    def _look_at_leftovers(self, store: Store) -> None:
-        """Positions and journals of an earlier run: only the caller knows what to do with them."""
-        mine = {
-            journal_path(self._journals, link, replica)
-            for link in self.plan.links
-            if link.durable
-            for replica in range(link.producers)
-        }
-        held = [path for path in self._journals.glob("*.journal") if holds_batches(path)]
-        if self._fresh:
-            for path in self._journals.iterdir():
-                path.unlink()
-            return
-        strange = [path for path in held if path not in mine]
-        if strange:
-            raise DirtyStop(
-                f"the journal {strange[0]} holds messages, and belongs to no link of "
-                f"{self.plan.project} as it is now",
-                hint="run the topology it was made by with --resume, or drop it with --fresh",
-            )
-        if self._sources and not self._resume and (store.dirty or held):
-            what = "messages in journals" if held else "positions"
-            raise DirtyStop(
-                f"the last run of {self.plan.project} was not drained and left {what} behind",
-                hint="go on from there with --resume, or begin anew with --fresh",
-            )
+    def _receive_clients(self) -> None:
+        """From now on others can look at the project, and change it."""
+        binding = self._binding
+        if self._clients is not None:
+            binding = self._clients.bind("control", self._from_replica)
+        assert binding is not None
+        where = (self._clock, binding.address, self._token, binding.send)
+        self._reception = Reception(self, self._rundir, self._run, self._directory, *where)
+        self._watcher = Several([self._watcher, self._reception.recorder])
 
     def _begin_run(self) -> None:
         """Before the sources read. A run that never came so far leaves no trace."""
@@ -387,6 +414,8 @@ class Supervisor:
     # -- what happens --------------------------------------------------------------------------
 
     def _from_replica(self, peer: bytes, parts: list[bytes]) -> None:
+        if self._reception is not None and self._reception.received(peer, parts):
+            return
         try:
             message = control.from_replica(parts)
         except WireError:
@@ -409,9 +438,6 @@ class Supervisor:
                 if replica is not None and self._binding is not None:
                     gone = control.encode(_gone(replica, message.incarnation))
                     self._binding.send(peer, gone)
-        elif isinstance(message, control.Replay):
-            if self._knows(message.token):
-                self.replay(message.numbers, lambda answer: self._answer(peer, answer))
         elif peer in self._peers:
             replica, incarnation = self._peers[peer]
             if isinstance(message, control.Said):
@@ -437,27 +463,23 @@ class Supervisor:
         letters = self._store.dead_letters(numbers)
         self._replays.ask(numbers, letters, list(self._project.replicas.values()), answer)
 
-    def _answer(self, peer: bytes, message: control.Replayed) -> None:
-        if self._binding is not None:
-            self._binding.send(peer, control.encode(message))
-
     def _started(self, name: str, pid: int) -> None:
         key, _ = _parse(name)
         self._pids[key] = pid
+        if self._reception is not None:
+            self._reception.launched(self._project.replicas[key], pid)
 
     def _exited(self, name: str, code: int, error: str | None) -> None:
         key, incarnation = _parse(name)
         self._pids.pop(key, None)
         self._words.gone(key)
-        output = self._outputs.get(key)
-        if output is not None:
-            output.drain()
+        self._captures.drain(key)
         replica = self._project.replicas[key]
         self._replays.died(replica)
         self._peers = {
             peer: known for peer, known in self._peers.items() if known != (replica, incarnation)
         }
-        stuck = self._stuck.pop(name, None)
+        stuck = self._standstill.epitaph(name)
         error = error or stuck
         held = self._books[key].in_hand()
         # A message that kills makes its process crash or leave; these signals come from outside.
@@ -497,25 +519,8 @@ class Supervisor:
 
     def _look(self) -> None:
         """Kill the replicas whose loops stand still, after they have shown where."""
-        self._looking = self._loop.call_later(self._look_every, self._look)
-        turned = {}
-        for key, replica in self._project.replicas.items():
-            at = self._books[key].turned
-            name = f"{replica.name}#{replica.incarnation}"
-            if replica.phase is core.Phase.READY and at and name not in self._stuck:
-                turned[key] = (at, self.plan.node(replica.node).watchdog)
-        for key in self._watch.look(self._clock(), turned):
-            replica = self._project.replicas[key]
-            name = f"{replica.name}#{replica.incarnation}"
-            handler = self._books[key].handler
-            inputs = self._inputs_of(replica.node)
-            where = f" in on_{inputs[handler - 1]}" if 0 < handler <= len(inputs) else ""
-            seconds = turned[key][1]
-            self._stuck[name] = f"did not turn its loop for {seconds:g} s{where} and was killed"
-            self._show_and_kill(name)
-
-    def _inputs_of(self, node: str) -> list[str]:
-        return list(dict.fromkeys(link.into for link in self.plan.links if link.target == node))
+        self._looking = self._loop.call_later(self._standstill.every, self._look)
+        self._standstill.look(self._clock(), self.plan, self._project, self._books)
 
     def _too_late(self, timeout: float) -> None:
         if self._project.status is Status.RUNNING:
@@ -546,11 +551,14 @@ class Supervisor:
                 self._begin_run()
                 self._watcher.ready(self._clock() - self._began)
             elif isinstance(action, core.Died):
-                self._last_words = self._words_of(action.replica)
+                replica = action.replica
+                self._last_words = self._captures.last_words((replica.node, replica.number))
                 self._watcher.died(action, self.plan.node(action.replica.node).restart.max)
             elif not self._over.done():
                 self._seconds = self._clock() - self._began
                 self._over.set_result(None)
+                if self._reception is not None:
+                    self._reception.ended(self.report().as_dict())
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
@@ -606,14 +614,7 @@ class Supervisor:
         stdout = stderr = None
         if not self._in_process:
             self._words.expect(key, replica.incarnation, Path(description.box))
-            old = self._outputs.pop(key, None)
-            if old is not None:
-                old.close()
-            output = self._outputs[key] = Output(
-                lambda line: self._watcher.output(replica.name, line),
-                lambda record: self._record(key, record),
-            )
-            stdout, stderr = output.writer, os.dup(output.writer)
+            stdout, stderr = self._captures.open(key)
         self._launcher.launch(
             name,
             spec.encode(description),
@@ -672,10 +673,6 @@ class Supervisor:
         now = self._loop.time()
         self._handles = {handle for handle in self._handles if handle.when() > now}
         self._handles.add(self._loop.call_later(seconds, function, *arguments))  # type: ignore[arg-type]
-
-    def _words_of(self, replica: Replica) -> str:
-        output = self._outputs.get((replica.node, replica.number))
-        return output.last_lines if output is not None else ""
 
 
 def _gone(replica: Replica, incarnation: int) -> control.Gone:

@@ -1,10 +1,12 @@
 """Frames as bytes: what one link peer says to the other, encoded, decoded and checked.
 
 A frame is two parts, header and body, or more if the body comes in pieces. The header has a fixed
-layout, big-endian, 56 bytes::
+layout, big-endian, 64 bytes::
 
-    magic   version  type  session  sequence  id   span  cut  count  attempts  flags  payload  body
-    b"fk"   1        u8    u64      u64       16s  u16   u16  u32    u16       u16    u32      u32
+    magic   version  type  session  sequence  id   born  span  cut  count  attempts  flags
+    b"fk"   1        u8    u64      u64       16s  u64   u16   u16  u32    u16       u16
+    payload  body
+    u32      u32
 
 `payload` and `body` are lengths in bytes. The body of DATA is the payload, an array of messages
 in the codec of the link, followed by the extras (keys and headers), which may be absent. The body
@@ -29,7 +31,7 @@ from flowkit.message import Payload, Pieces
 
 MAGIC = b"fk"
 VERSION = 1
-HEADER = struct.Struct("!2sBBQQ16sHHIHHII")
+HEADER = struct.Struct("!2sBBQQ16sQHHIHHII")
 
 MAX_BODY = 1 << 30
 """The largest body of DATA that is accepted unless the caller says otherwise."""
@@ -80,7 +82,11 @@ class Reject(msgspec.Struct):
 
 
 class Data(msgspec.Struct, gc=False):
-    """Producer to consumer: a batch of `count` messages under the lineage id `id` (16 bytes)."""
+    """Producer to consumer: a batch of `count` messages under the lineage id `id` (16 bytes).
+
+    `born` is when its root began, in nanoseconds of the clock that the processes of a host share;
+    0 if that is not known.
+    """
 
     session: Natural
     sequence: Natural
@@ -91,6 +97,7 @@ class Data(msgspec.Struct, gc=False):
     attempts: Natural
     payload: Payload
     extras: bytes = b""
+    born: Natural = 0
 
 
 class Credit(msgspec.Struct):
@@ -185,7 +192,7 @@ _SHAPES = {code: _Shape(code, frame) for code, frame in _TYPES.items() if frame 
 _SHAPE_OF = {shape.frame: shape for shape in _SHAPES.values()}
 
 _NO_ID = bytes(16)
-_UNUSED = (_NO_ID, 0, 0, 0, 0, 0)
+_UNUSED = (_NO_ID, 0, 0, 0, 0, 0, 0)
 
 _pack = HEADER.pack
 _unpack = HEADER.unpack
@@ -213,6 +220,7 @@ def encode(frame: Frame) -> list[bytes]:
             frame.session,
             frame.sequence,
             frame.id,
+            frame.born,
             frame.span,
             frame.cut,
             frame.count,
@@ -253,7 +261,7 @@ def decode(parts: Sequence[bytes | memoryview], *, max_body: int = MAX_BODY) -> 
     Raises WireError and nothing else; drop the parts, count `code`, and answer with RESET::
 
         parts    no body, or too many parts  type    an unknown frame type
-        header   not 56 bytes                length  lengths that are not those of the body
+        header   not 64 bytes                length  lengths that are not those of the body
         magic    not a flowkit frame         size    a body above `max_body`, or the control limit
         version  of another layout           count   more messages than the payload has room for
         flags    bits that must be zero      body    a control frame whose fields do not decode
@@ -273,6 +281,7 @@ def decode(parts: Sequence[bytes | memoryview], *, max_body: int = MAX_BODY) -> 
         session,
         sequence,
         id,
+        born,
         span,
         cut,
         count,
@@ -293,7 +302,7 @@ def decode(parts: Sequence[bytes | memoryview], *, max_body: int = MAX_BODY) -> 
     if code != _DATA:
         if len(parts) > 2:
             raise WireError("parts", f"{len(parts)} parts, where there must be 2")
-        unused = (id, span, cut, count, attempts, payload_length)
+        unused = (id, born, span, cut, count, attempts, payload_length)
         return _decode_control(code, session, sequence, unused, body)
     if length > max_body:
         raise WireError("size", f"a body of {length} bytes: the limit is {max_body}")
@@ -309,7 +318,7 @@ def decode(parts: Sequence[bytes | memoryview], *, max_body: int = MAX_BODY) -> 
         payload, extras = bytes(body), b""  # bytes() of bytes is the same object
     else:
         payload, extras = bytes(body[:payload_length]), bytes(body[payload_length:])
-    return Data(session, sequence, id, span, cut, count, attempts, payload, extras)
+    return Data(session, sequence, id, span, cut, count, attempts, payload, extras, born)
 
 
 def _pieces(parts: Sequence[bytes | memoryview], length: int) -> tuple[Payload, bytes]:
@@ -328,7 +337,7 @@ def _decode_control(
     code: int,
     session: int,
     sequence: int,
-    unused: tuple[bytes, int, int, int, int, int],
+    unused: tuple[bytes, int, int, int, int, int, int],
     body: bytes | memoryview,
 ) -> Frame:
     shape = _SHAPES.get(code)

@@ -20,7 +20,9 @@ def report(*entries: Entry, status: Status = Status.DRAINED, lossy: bool = False
         LinkReport("a.out", f"b{number}.x", entry, lossy) for number, entry in enumerate(entries)
     ]
     nodes = [ReplicaReport("a", 0, 1, "done", False, 0.123456, 10)]
-    return Report("play", status, "because", 1.23456, links, nodes, Verdict("a", 0.5, "scale a"))
+    return Report(
+        "play", status, "because", 1.23456, links, nodes, Verdict("a", 0.5, "scale a", "sink")
+    )
 
 
 DONE = Entry(sent=10, delivered=10, done=10)
@@ -107,7 +109,14 @@ def test_the_format_of_the_file() -> None:
                 "handled": 10,
             }
         ],
-        "verdict": {"bottleneck": "a", "busy": 0.5, "advice": "scale a"},
+        "verdict": {
+            "bottleneck": "a",
+            "busy": 0.5,
+            "advice": "scale a",
+            "kind": "sink",
+            "waits": None,
+            "waiting": 0.0,
+        },
     }
 
 

@@ -62,6 +62,7 @@ def data_frames(draw: st.DrawFn) -> Data:
         draw(u16),
         payload,
         draw(st.just(b"") | st.binary(max_size=50)),
+        draw(u64),
     )
 
 
@@ -69,13 +70,13 @@ CONTROL = (Hello, Welcome, Reject, Credit, Ack, End, Close, Reset, Heartbeat)
 control_frames = st.one_of([_frames(kind) for kind in CONTROL])
 frames = control_frames | data_frames()
 
-BATCH = Data(7, 3, bytes(range(16)), 2, 1, 3, 1, b"\x93\xa1a\xa1b\xa1c", b"extras")
+BATCH = Data(7, 3, bytes(range(16)), 2, 1, 3, 1, b"\x93\xa1a\xa1b\xa1c", b"extras", 9)
 
 
 def repack(parts: list[bytes], **fields: int | bytes) -> list[bytes]:
     """`parts` with other values in their header."""
     names = (
-        "magic version type session sequence id span cut count attempts flags payload body"
+        "magic version type session sequence id born span cut count attempts flags payload body"
     ).split()
     values = dict(zip(names, HEADER.unpack(parts[0]), strict=True))
     return [HEADER.pack(*(values | fields).values()), *parts[1:]]
@@ -95,7 +96,7 @@ def code_of(parts: list[Any], **options: int) -> str:
 def test_every_frame_survives_the_wire(frame: Frame) -> None:
     parts = encode(frame)
     assert [type(part) for part in parts] == [bytes, bytes]
-    assert len(parts[0]) == HEADER.size == 56
+    assert len(parts[0]) == HEADER.size == 64
     assert decode(parts) == frame
     views = decode([memoryview(part) for part in parts])
     assert views == frame
@@ -109,6 +110,7 @@ def test_the_layout_of_data_is_part_of_what_peers_agree_on() -> None:
         + (7).to_bytes(8)
         + (3).to_bytes(8)
         + bytes(range(16))
+        + (9).to_bytes(8)
         + (2).to_bytes(2)
         + (1).to_bytes(2)
         + (3).to_bytes(4)
@@ -146,7 +148,7 @@ def test_the_layout_of_control_frames_is_part_of_what_peers_agree_on(
     assert header[:4] == b"fk\x01" + bytes([code])
     assert int.from_bytes(header[4:12]) == getattr(frame, "session", 0)
     assert int.from_bytes(header[12:20]) == getattr(frame, "sequence", 0)
-    assert not any(header[20:52])
+    assert not any(header[20:60])
     assert packed == (b"" if body is None else msgspec.msgpack.encode(body))
 
 
@@ -169,6 +171,7 @@ def test_a_payload_without_extras_is_not_copied() -> None:
         msgspec.structs.replace(BATCH, attempts=-1),
         msgspec.structs.replace(BATCH, span=2**16),
         msgspec.structs.replace(BATCH, count=2**32),
+        msgspec.structs.replace(BATCH, born=2**64),
         End(2**64, 0),
         Heartbeat(0, -1),
         Welcome(0, 2**64),
@@ -202,7 +205,7 @@ BAD: list[tuple[str, list[bytes]]] = [
     ("header", [GOOD[0] + b"\0", GOOD[1]]),
     ("header", [b"GET / HTTP/1.1\r\n\r\n", b""]),
     ("magic", repack(GOOD, magic=b"kf")),
-    ("magic", [b"x" * 56, b""]),
+    ("magic", [b"x" * 64, b""]),
     ("version", repack(GOOD, version=0)),
     ("version", repack(GOOD, version=2)),
     ("version", repack(GOOD, version=255)),
@@ -259,7 +262,7 @@ def test_a_bad_frame_is_refused_by_its_name(code: str, parts: list[bytes]) -> No
 
 
 def control(code: int, body: bytes) -> list[bytes]:
-    header = struct.pack("!2sBB48xI", b"fk", 1, code, len(body))
+    header = struct.pack("!2sBB56xI", b"fk", 1, code, len(body))
     return [header, body]
 
 
@@ -378,7 +381,7 @@ def test_the_decoder_does_not_mind_what_it_has_been_fed() -> None:
     noise = random.Random(1)
     for _ in range(200):
         with pytest.raises(WireError):
-            decode([noise.randbytes(56), noise.randbytes(noise.randrange(100))])
+            decode([noise.randbytes(64), noise.randbytes(noise.randrange(100))])
     assert decode(GOOD) == BATCH
 
 

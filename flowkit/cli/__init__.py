@@ -22,6 +22,18 @@ from flowkit.errors import FlowkitError, LocalProtocolError, TopologyError
 
 VERBS = {
     "up": "Run a topology until its stream ends or Ctrl-C.",
+    "ls": "List the projects that run, and those that have run.",
+    "ps": "Show how the replicas of a running project are.",
+    "top": "Watch a running project live, and change it.",
+    "logs": "Show what replicas print and have printed.",
+    "events": "Show what happens to a project: started, died, scaled ...",
+    "scale": "Give nodes of a running project more replicas, or fewer.",
+    "restart": "Restart the replicas of a node, one after the other.",
+    "stop": "Stop a node of a running project (the project: down).",
+    "start": "Start a node that was stopped (a project: up).",
+    "reload": "Change a running project to fit its file, and lose nothing.",
+    "tap": "Show live messages of a channel, without disturbing them.",
+    "down": "End a running project: drain it, then confirm.",
     "check": "Find every problem of topology files before anything starts.",
     "graph": "Draw a topology as text, Mermaid or Graphviz.",
     "schema": "Print the JSON Schema of topology files, for editors.",

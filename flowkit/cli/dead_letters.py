@@ -22,9 +22,6 @@ from flowkit.store import DeadLetter, Store
 from flowkit.topology.names import valid
 from flowkit.units import human_bytes
 
-TIMEOUT = 60.0
-"""Seconds to wait for what becomes of a letter before giving up on the project's answer."""
-
 STILL_DEAD = 4
 """Exit code when a letter that was replayed is dead again, as that of `up` with dead letters."""
 
@@ -140,10 +137,11 @@ def replay(project: str, numbers: tuple[int, ...], all_: bool) -> int:
 
 def _replay(place: RunDirectory, topology: str | None, numbers: list[int]) -> Iterator[Replayed]:
     from flowkit.control.client import Client
+    from flowkit.control.places import look_at
 
     if place.holder() is not None:
-        with Client(place.path) as client:
-            yield from client.replay(numbers, TIMEOUT)
+        with Client(look_at(place)) as client:
+            yield from client.replay(numbers)
         return
     if topology is None or not Path(topology).exists():
         raise OperatorError(

@@ -30,16 +30,19 @@ class JsonLines(Screen):
         self._clock = clock
         self.live = False
 
-    def begin(self, version: str, plan: Plan) -> None:
+    def begin(self, version: str, plan: Plan, url: str | None = None) -> None:
         self._plan = plan
         count = sum(node.replicas for node in plan.nodes)
         replicas = f"{count} replica{'s' if count != 1 else ''}"
         text = f"flowkit {version}, {plan.project}, {replicas}"
-        self._supervisor(logging.INFO, text, project=plan.project)
+        served = {"http": url} if url else {}
+        self._supervisor(logging.INFO, text, project=plan.project, **served)
         for line in window_of_loss(plan):
             self._supervisor(logging.WARNING, line)
 
     def record(self, replica: str, record: Record) -> None:
+        if self.quiet:
+            return
         facts: dict[str, Any] = {
             "level": logging.getLevelName(record.level),
             **_place(replica),
@@ -56,6 +59,8 @@ class JsonLines(Screen):
         self._supervisor(level, text, report=report.as_dict())
 
     def _line(self, name: str, text: str, level: int = logging.INFO) -> None:
+        if self.quiet:
+            return
         if name == SUPERVISOR:
             self._supervisor(level, text)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import cycle
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from flowkit.message import message_id
+from flowkit.control.watcher import death, drain, poison
 from flowkit.protocol.control import Record
 from flowkit.protocol.project import Died, Poisoned, Status
 from flowkit.report import Report
@@ -52,6 +51,10 @@ class Screen:
         """Whether a progress bar can be shown."""
         self.on_broken: Callable[[], None] = lambda: None
         """Called once when nobody reads what is printed any more."""
+        self.on_ready: Callable[[float], None] = lambda seconds: None
+        """Called when all replicas are ready, with the seconds that took."""
+        self.quiet = False
+        """Print the report alone: nobody watches, and everything else is kept in log files."""
         self._broken = False
         self._width = len(SUPERVISOR)
         self._colours: dict[str, str] = {SUPERVISOR: "bold"}
@@ -59,8 +62,8 @@ class Screen:
         self._task: TaskID | None = None
         self._plan: Plan | None = None
 
-    def begin(self, version: str, plan: Plan) -> None:
-        """Say what is started."""
+    def begin(self, version: str, plan: Plan, url: str | None = None) -> None:
+        """Say what is started; `url` is where it is served over HTTP."""
         self._plan = plan
         palette = cycle(COLOURS)
         for node in plan.nodes:
@@ -71,7 +74,8 @@ class Screen:
                 self._colours[name] = colour
         count = sum(node.replicas for node in plan.nodes)
         replicas = f"{count} replica{'s' if count != 1 else ''}"
-        self._print(Text(f"flowkit {version} · {plan.project} · {replicas}"))
+        metrics = f" · metrics {url}/metrics" if url else ""
+        self._print(Text(f"flowkit {version} · {plan.project} · {replicas}{metrics}"))
         for line in window_of_loss(plan):
             self._print(Text(line))
 
@@ -93,35 +97,22 @@ class Screen:
             for node in self._plan.nodes
         ]
         self._line(SUPERVISOR, f"{' '.join(names)} ready in {human_seconds(seconds)}")
+        self.on_ready(seconds)
 
     def died(self, event: Died, budget: int | None) -> None:
-        replica = event.replica
-        how = f"{replica.name} {_how(event.code, event.error)}"
-        if replica.lost_state:
-            how += "; what it held in memory is lost"
-        if event.delay is None:
-            text = f"{how}; {event.reason}, stopping the project"
-            self._line(SUPERVISOR, text, logging.ERROR)
-            return
-        again = f"restart {replica.restarts}" + (f"/{budget}" if budget is not None else "")
-        text = f"{how}; {again} in {human_seconds(event.delay)}"
-        self._line(SUPERVISOR, text, logging.WARNING)
+        level = logging.ERROR if event.delay is None else logging.WARNING
+        self._line(SUPERVISOR, death(event, budget), level)
 
     def note(self, text: str) -> None:
         self._line(SUPERVISOR, text, logging.WARNING)
 
     def poisoned(self, event: Poisoned) -> None:
         assert self._plan is not None
-        link = self._plan.links[event.message.link].name
-        name = message_id(event.message.id, event.message.index)
-        text = f"message {name} on {link} kills {event.replica.node}: it is given up"
+        text = poison(event, self._plan.links[event.message.link].name)
         self._line(SUPERVISOR, text, logging.ERROR)
 
     def draining(self, in_flight: int) -> None:
-        plural = "" if in_flight == 1 else "s"
-        self._line(
-            SUPERVISOR, f"draining: {in_flight:,} message{plural} in flight (Ctrl-C again to kill)"
-        )
+        self._line(SUPERVISOR, f"{drain(in_flight)} (Ctrl-C again to kill)")
 
     # -- progress ------------------------------------------------------------------------------
 
@@ -188,16 +179,12 @@ class Screen:
         if report.dead_lettered:
             self._print(Text(f"look at them: flowkit dead-letters ls {report.project}"))
         if report.seconds >= VERDICT_AFTER and report.verdict.bottleneck:
-            busy = f"{100 * report.verdict.busy:.0f} %"
-            self._print(
-                Text(
-                    f"bottleneck: {report.verdict.bottleneck} (busy {busy}) - "
-                    f"{report.verdict.advice}"
-                )
-            )
+            self._print(Text(report.verdict.text))
 
     def _line(self, name: str, text: str, level: int = logging.INFO) -> None:
         """Print a line of a replica, or of the supervisor; the word of its level has a colour."""
+        if self.quiet:
+            return
         if not self._console.color_system:
             self._print(Text(f"{name:<{self._width}} | {text}"))
             return
@@ -236,21 +223,6 @@ def window_of_loss(plan: Plan) -> list[str]:
             window = f"with the machine, the last {link.fsync.partition(':')[2]}"
             lines.append(f"{link.name}: fsync {link.fsync}: may lose, {window}")
     return lines
-
-
-def _how(code: int, error: str | None) -> str:
-    """How a process ended, for people."""
-    if error is not None:
-        return error
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    if code == 0:
-        return "left before its work was done"
-    return f"failed with exit code {code}"
 
 
 def _summary(report: Report) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import os
 import select
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,6 +83,13 @@ def use_unicode(stream: TextIO | None) -> bool:
         names[1] = ""  # what Python's coercion sets
     locale = next(filter(None, names), "C")
     return locale not in ("C", "POSIX")
+
+
+def width_of(stream: TextIO | None) -> int | None:
+    """How many letters a line may have; None if it is no terminal, where lines have no end."""
+    if stream is None or not stream.isatty():
+        return None
+    return shutil.get_terminal_size().columns
 
 
 def prepare(stream: TextIO | None) -> None:

@@ -13,29 +13,21 @@ from pathlib import Path
 import click
 
 from flowkit import __version__
+from flowkit.cli import detach as detached
 from flowkit.cli import terminal
 from flowkit.cli.jsonlines import JsonLines
+from flowkit.cli.projects import Duration
 from flowkit.cli.relay import relayed
 from flowkit.cli.show import Screen
+from flowkit.clock import monotonic
+from flowkit.control.door import listen, listen_somewhere
 from flowkit.errors import OperatorError
 from flowkit.report import Report
+from flowkit.runtime.planning import load_plan
 from flowkit.supervisor import DRAIN_TIMEOUT, Supervisor
-from flowkit.units import duration
 
 REFRESH = 0.2
 """Seconds between looks at the counters for the progress bar."""
-
-
-class _Duration(click.ParamType[float]):
-    name = "duration"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        try:
-            return duration(value)  # type: ignore[arg-type]
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.command("up", short_help="Run a topology until its stream ends or Ctrl-C.")
@@ -49,6 +41,12 @@ class _Duration(click.ParamType[float]):
 @click.option("--resume", is_flag=True, help="Go on from the positions an earlier run left.")
 @click.option("--fresh", is_flag=True, help="Forget positions an earlier run left.")
 @click.option(
+    "--http",
+    metavar="[HOST:]PORT",
+    help="Serve metrics and JSON there. Default: port 8787 of this machine, or any that is free.",
+)
+@click.option("--no-http", is_flag=True, help="Serve nothing over HTTP.")
+@click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",
@@ -56,18 +54,26 @@ class _Duration(click.ParamType[float]):
 )
 @click.option(
     "--drain-timeout",
-    type=_Duration(),
+    type=Duration(),
     default=DRAIN_TIMEOUT,
     help="How long the first Ctrl-C or SIGTERM waits for what is in flight (60s).",
 )
+@click.option("-d", "--detach", is_flag=True, help="Run in the background; return when started.")
+@click.option("--wait", is_flag=True, help="As -d, but return when all replicas are ready.")
+@click.option("--notify", hidden=True)
 def command(
     file: str,
     report_file: str | None,
     in_process: bool,
     resume: bool,
     fresh: bool,
+    http: str | None,
+    no_http: bool,
     log_format: str,
     drain_timeout: float,
+    detach: bool,
+    wait: bool,
+    notify: str | None,
 ) -> int:
     """Run the topology in FILE until its stream ends or Ctrl-C.
 
@@ -75,9 +81,15 @@ def command(
     kills. Exit codes: 0 drained, nothing given up; 2 bad usage or topology; 3 a node was given up;
     4 finished with dead letters; 5 not drained in time, or messages unaccounted for; 130 killed by
     a second Ctrl-C.
+
+    With -d or --wait it runs in the background, and the exit code is 0 as soon as it has started
+    or is ready; if it does not, the reason is shown and the code is as above. `flowkit ps`, `logs`
+    and `down` see to it then; its report will be in the state directory, in logs/up.out.
     """
     if resume and fresh:
         raise click.UsageError("--resume and --fresh exclude each other")
+    if http is not None and no_http:
+        raise click.UsageError("--http and --no-http exclude each other")
     if report_file is not None:
         # Better now than after an hour's run.
         folder = Path(report_file).resolve().parent
@@ -85,15 +97,29 @@ def command(
             raise OperatorError(
                 f"cannot write the report {report_file}", hint=f"make {folder} a writable folder"
             )
+    if detach or wait:
+        if in_process:
+            raise click.UsageError("--in-process runs in the foreground: leave -d and --wait out")
+        again = _again(file, report_file, resume, fresh, drain_timeout)
+        again += ["--log-format", log_format]
+        again += ["--no-http"] if no_http else ["--http", http] if http is not None else []
+        return detached.start(again, wait)
     screen: Screen
     if log_format == "json":
         screen = JsonLines(sys.stdout)
     else:
         screen = Screen(sys.stdout, colour=terminal.use_colour(sys.stdout))
-    supervisor = Supervisor(file, in_process=in_process, resume=resume, fresh=fresh, watcher=screen)
-    screen.begin(__version__, supervisor.plan)
+    plan = load_plan(file, os.environ, os.getcwd())
+    listening = None
+    if not no_http:
+        listening = listen(http) if http is not None else listen_somewhere()
+    supervisor = Supervisor(
+        plan, in_process=in_process, resume=resume, fresh=fresh, watcher=screen, http=listening
+    )
+    screen.begin(__version__, supervisor.plan, listening.url if listening else None)
     with terminal.without_control_echo(), relayed(screen) if in_process else nullcontext():
-        report = asyncio.run(_run(supervisor, screen, drain_timeout))
+        notice = detached.Notice(notify) if notify is not None else None
+        report = asyncio.run(_run(supervisor, screen, drain_timeout, notice))
     screen.end(report, supervisor.state_directory)
     if report_file is not None:
         text = json.dumps(report.as_dict(), indent=2) + "\n"
@@ -101,7 +127,26 @@ def command(
     return report.exit
 
 
-async def _run(supervisor: Supervisor, screen: Screen, drain_timeout: float) -> Report:
+def _again(
+    file: str, report_file: str | None, resume: bool, fresh: bool, drain_timeout: float
+) -> list[str]:
+    """The same once more, for a process that is to run in the background."""
+    arguments = [file, "--drain-timeout", f"{drain_timeout}s"]
+    if report_file is not None:
+        arguments += ["--report", report_file]
+    if resume:
+        arguments.append("--resume")
+    if fresh:
+        arguments.append("--fresh")
+    return arguments
+
+
+async def _run(
+    supervisor: Supervisor,
+    screen: Screen,
+    drain_timeout: float,
+    notice: detached.Notice | None = None,
+) -> Report:
     loop = asyncio.get_running_loop()
     asked = False
 
@@ -116,9 +161,21 @@ async def _run(supervisor: Supervisor, screen: Screen, drain_timeout: float) -> 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted)
     screen.on_broken = interrupted
+    began = monotonic()
+
+    def give_notice(seconds: float) -> None:
+        assert notice is not None
+        screen.quiet = True
+        count = sum(node.replicas for node in supervisor.plan.nodes)
+        notice.give(supervisor.plan.project, count, seconds, supervisor.state_directory)
+
+    if notice is not None and notice.when == "ready":
+        screen.on_ready = give_notice
     watching: asyncio.Task[None] | None = None
     try:
         async with supervisor:
+            if notice is not None and notice.when == "started":
+                give_notice(monotonic() - began)
             if screen.live:
                 watching = asyncio.create_task(_watch(supervisor, screen))
             report = await supervisor.wait()

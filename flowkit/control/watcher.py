@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import signal
+from collections.abc import Sequence
 from typing import Protocol
 
+from flowkit.message import message_id
 from flowkit.protocol import project as core
 from flowkit.protocol.control import Record
+from flowkit.units import human_seconds
 
 
 class Watcher(Protocol):
@@ -50,6 +54,41 @@ class Silent:
     def poisoned(self, event: core.Poisoned) -> None: ...
 
     def draining(self, in_flight: int) -> None: ...
+
+
+class Several:
+    """Tells several watchers, one after the other."""
+
+    def __init__(self, watchers: Sequence[Watcher]) -> None:
+        self._watchers = watchers
+
+    def output(self, replica: str, line: bytes) -> None:
+        for watcher in self._watchers:
+            watcher.output(replica, line)
+
+    def record(self, replica: str, record: Record) -> None:
+        for watcher in self._watchers:
+            watcher.record(replica, record)
+
+    def ready(self, seconds: float) -> None:
+        for watcher in self._watchers:
+            watcher.ready(seconds)
+
+    def died(self, event: core.Died, budget: int | None) -> None:
+        for watcher in self._watchers:
+            watcher.died(event, budget)
+
+    def note(self, text: str) -> None:
+        for watcher in self._watchers:
+            watcher.note(text)
+
+    def poisoned(self, event: core.Poisoned) -> None:
+        for watcher in self._watchers:
+            watcher.poisoned(event)
+
+    def draining(self, in_flight: int) -> None:
+        for watcher in self._watchers:
+            watcher.draining(in_flight)
 
 
 class Logging:
@@ -98,3 +137,43 @@ class Logging:
 
     def draining(self, in_flight: int) -> None:
         self._log.info("draining: %d messages in flight", in_flight)
+
+
+# -- the same in words
+
+
+def death(event: core.Died, budget: int | None) -> str:
+    """How a replica died, and what happens now."""
+    replica = event.replica
+    text = f"{replica.name} {how_it_ended(event.code, event.error)}"
+    if replica.lost_state:
+        text += "; what it held in memory is lost"
+    if event.delay is None:
+        return f"{text}; {event.reason}, stopping the project"
+    again = f"restart {replica.restarts}" + (f"/{budget}" if budget is not None else "")
+    return f"{text}; {again} in {human_seconds(event.delay)}"
+
+
+def how_it_ended(code: int, error: str | None) -> str:
+    """How a process ended."""
+    if error is not None:
+        return error
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    if code == 0:
+        return "left before its work was done"
+    return f"failed with exit code {code}"
+
+
+def poison(event: core.Poisoned, link: str) -> str:
+    """Which message is given up, and why."""
+    name = message_id(event.message.id, event.message.index)
+    return f"message {name} on {link} kills {event.replica.node}: it is given up"
+
+
+def drain(in_flight: int) -> str:
+    return f"draining: {in_flight:,} message{'' if in_flight == 1 else 's'} in flight"

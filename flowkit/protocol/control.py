@@ -68,7 +68,7 @@ class Released(msgspec.Struct, tag=True):
 
 
 class Replayed(msgspec.Struct, tag=True):
-    """Replica, and supervisor to a client: what became of a dead letter that was replayed.
+    """Replica: what became of a dead letter that was replayed. Clients are told the same.
 
     `error` is empty if it is done downstream now; else it is dead again, or could not be tried.
     """
@@ -78,13 +78,9 @@ class Replayed(msgspec.Struct, tag=True):
 
 
 class Replay(msgspec.Struct, tag=True):
-    """Client to supervisor, and supervisor to replica: try these dead letters again.
-
-    A client shows the `token` of the run; each letter is answered with `Replayed`.
-    """
+    """Supervisor: try these dead letters again; each is answered with `Replayed`."""
 
     numbers: list[int]
-    token: str = ""
 
 
 class Poison(msgspec.Struct, tag=True):
@@ -175,7 +171,7 @@ class TapHeard(msgspec.Struct, tag=True):
     size: int
 
 
-FromReplica = Ready | Done | Stop | Replayed | Replay | Said | Tapped
+FromReplica = Ready | Done | Stop | Replayed | Said | Tapped
 FromSupervisor = (
     Start
     | ProducerAt
@@ -184,7 +180,6 @@ FromSupervisor = (
     | Released
     | Poison
     | Replay
-    | Replayed
     | Heard
     | SetLevel
     | Tap

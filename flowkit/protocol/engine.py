@@ -287,21 +287,22 @@ class Engine:
         frame.session = REPLAYED
         batch = InBatch(self._receivers[link][0], frame, done, first)
         batch.receiver.unhandled += 1
+        batch.receiver.waiting += batch.count
         self._replaying += 1
         self._injected.setdefault(self._inputs[link].into, deque()).append(batch)
 
-    def begin(self, position: Any = None, parents: tuple[Work, ...] = ()) -> Root:
-        """Open a root: a batch of a source, a tick of a timer, a group of input messages.
+    def begin(self, position: Any = None, parents: tuple[Work, ...] = (), born: int = 0) -> Root:
+        """Open a root, `born` now: a batch of a source, a tick of a timer, a group of messages.
 
         `parents` are acknowledged only after it. Call `finish` on it when all is released.
         """
-        root = self.roots.open(position, parents)
+        root = self.roots.open(position, parents, born)
         root.cut = self._stamp()
         return root
 
-    def begin_finish(self) -> Root:
+    def begin_finish(self, born: int = 0) -> Root:
         """Open the root of what `finish()` sends. Its cut is the same in every incarnation."""
-        root = self.roots.finish()
+        root = self.roots.finish(born)
         root.cut = MAX_COUNT
         return root
 
@@ -418,6 +419,11 @@ class Engine:
         for sender in self.senders.values():
             sender.close()
         self.actions.append(Leave())
+
+    @property
+    def waiting(self) -> int:
+        """Messages received and not yet handled."""
+        return sum(receiver.waiting for receiver in self._all_receivers())
 
     @property
     def in_hand(self) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, MutableSequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 REASONS = (
     "handler failed",
@@ -23,10 +24,24 @@ REASONS = (
 )
 """Why messages are dropped; their order is their place in the row."""
 
-SENT, DELIVERED, DONE, REDELIVERED, DEAD_LETTERED, OWN_SENT, OWN_SETTLED = range(7)
+SENT, DELIVERED, DONE, REDELIVERED, DEAD_LETTERED, OWN_SENT, OWN_SETTLED, SENT_BYTES = range(8)
 _REASON = 8
-ROW = 16
+QUEUED, CREDIT, FULL_NS, WINDOW_NS = range(16, 20)
+"""Beside the books: messages that wait for credit, batches that consumers would take at once,
+nanoseconds that this link has held its producer up, and those of them because its window was used
+up rather than because the consumers took no more."""
+ROW = 20
 """Integers in the row of a link."""
+
+
+class Flow(NamedTuple):
+    """How a link flows; see `QUEUED`. The first three only grow."""
+
+    sent_bytes: int = 0
+    full_ns: int = 0
+    window_ns: int = 0
+    queued: int = 0
+    credit: int = 0
 
 
 class Books:
@@ -43,8 +58,9 @@ class Books:
             raise ValueError(f"a row of {ROW} integers, not {len(row)}")
         self._row = row
 
-    def sent(self, count: int, own: bool) -> None:
+    def sent(self, count: int, own: bool, size: int = 0) -> None:
         self._row[SENT] += count
+        self._row[SENT_BYTES] += size
         if own:
             self._row[OWN_SENT] += count
 
@@ -76,6 +92,22 @@ class Books:
         self._row[DEAD_LETTERED] += count
         if own:
             self._row[OWN_SETTLED] += count
+
+    def flows(self, queued: int, credit: int) -> None:
+        """Note how the link stands; see `QUEUED`."""
+        self._row[QUEUED] = queued
+        self._row[CREDIT] = credit
+
+    def held_up(self, seconds: float, window: bool) -> None:
+        """The link has held its producer up, by its window or for want of credit."""
+        self._row[FULL_NS] += int(seconds * 1e9)
+        if window:
+            self._row[WINDOW_NS] += int(seconds * 1e9)
+
+    def flow(self) -> Flow:
+        row = self._row
+        places = (SENT_BYTES, FULL_NS, WINDOW_NS, QUEUED, CREDIT)
+        return Flow(*(int(row[place]) for place in places))
 
     def close(self) -> None:
         """Let go of the memory; the books must not be used afterwards."""

@@ -71,12 +71,16 @@ class Work:
     sent is acknowledged (`pending` is 0); then `settled` is called, once.
     """
 
-    __slots__ = ("id", "span", "cut", "pending", "handled", "settled")
+    __slots__ = ("id", "span", "cut", "born", "pending", "handled", "settled")
 
-    def __init__(self, id: bytes, span: int, cut: int, settled: Callable[[], None]) -> None:
+    def __init__(
+        self, id: bytes, span: int, cut: int, settled: Callable[[], None], born: int = 0
+    ) -> None:
         self.id = id
         self.span = span
         self.cut = cut
+        self.born = born
+        """When its root began; see `wire.Data`."""
         self.pending = 0
         self.handled = False
         self.settled = settled
@@ -132,25 +136,28 @@ class Roots:
         """Whether everything that was opened is settled."""
         return not self._open and (self._finish is None or not self._finish.open)
 
-    def open(self, position: Any = None, parents: tuple[Work, ...] = ()) -> Root:
-        """Begin a root. `parents`: input batches that are held until this root is settled."""
+    def open(self, position: Any = None, parents: tuple[Work, ...] = (), born: int = 0) -> Root:
+        """Begin a root, `born` now. `parents`: input batches that are held until this root is
+        settled; it is as old as the oldest of them."""
         sequence = self._next
         self._next += 1
         low = self._open[0].sequence if self._open else sequence
         identity = root_id(self._origin, self._incarnation, sequence)
         root = Root(identity, sequence, sequence - low, position)
         root.parents = parents
+        root.born = min((parent.born for parent in parents if parent.born), default=born)
         for parent in parents:
             parent.pending += 1
         root.settled = lambda: self._settle(root)
         self._open.append(root)
         return root
 
-    def finish(self) -> Root:
+    def finish(self, born: int = 0) -> Root:
         """The one root of what `finish()` sends: the same id in every incarnation, so that a
         replica that dies after it and runs it again sends copies, and never forgotten."""
         identity = root_id(self._origin, FINISH, 1)
         root = self._finish = Root(identity, 1, 1, None)
+        root.born = born
         root.settled = lambda: self._settle(root)
         return root
 

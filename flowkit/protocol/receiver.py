@@ -85,7 +85,7 @@ class InBatch(Work):
     def __init__(
         self, receiver: Receiver, frame: Data, settled: Callable[[], None], first: int = 0
     ) -> None:
-        super().__init__(frame.id, frame.span, frame.cut, settled)
+        super().__init__(frame.id, frame.span, frame.cut, settled, frame.born)
         self.receiver = receiver
         self.session = frame.session
         self.count = frame.count
@@ -99,6 +99,7 @@ class InBatch(Work):
 
     def finish(self) -> None:
         self.receiver.unhandled -= 1
+        self.receiver.waiting -= self.count
         super().finish()
 
     @property
@@ -136,6 +137,8 @@ class Receiver:
         """Batches received and not yet settled."""
         self.unhandled = 0
         """Batches received whose handlers have not all returned."""
+        self.waiting = 0
+        """The messages in them."""
         self.ended = False
         """Whether the producer says that nothing new follows: a hint, see `Inbox.ended`."""
         self._identity = identity
@@ -326,6 +329,7 @@ class Receiver:
                 self._seen.begin(frame.id, batch)
             self.held += 1
             self.unhandled += 1
+            self.waiting += batch.count
             self.queue.append(batch)
             return
         self._taken += 1

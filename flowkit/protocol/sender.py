@@ -46,6 +46,7 @@ class OutBatch:
         "id",
         "span",
         "cut",
+        "born",
         "count",
         "payload",
         "extras",
@@ -70,6 +71,7 @@ class OutBatch:
         self.id = id
         self.span = work.span
         self.cut = work.cut
+        self.born = work.born
         self.count = count
         self.payload = payload
         self.extras = extras
@@ -189,16 +191,30 @@ class Sender:
             return False
         return self.messages > 0 and (
             sum(map(len, self._queues)) >= WAITING * len(self._queues)
-            or self.messages >= self.terms.window
-            or self.bytes >= self.terms.window_bytes
+            or self.at_window
             or self._saving + len(self._unsaved) >= WAITING * len(self._queues)
             or self._span() >= MAX_SPAN
         )
 
     @property
+    def at_window(self) -> bool:
+        """Whether the window is used up."""
+        return self.messages >= self.terms.window or self.bytes >= self.terms.window_bytes
+
+    @property
     def idle(self) -> bool:
         """Whether everything that was offered is acknowledged or given up."""
         return self.messages == 0
+
+    @property
+    def queued(self) -> int:
+        """Messages that wait for credit."""
+        return self.messages - sum(session.load for session in self._sessions.values())
+
+    @property
+    def credit(self) -> int:
+        """Batches that the consumers would take at once."""
+        return sum(max(0, one.limit - one.sequence) for one in self._sessions.values())
 
     @property
     def sessions(self) -> Sequence[Session]:
@@ -211,7 +227,7 @@ class Sender:
         for batch in batches:
             if self.terms.durable and not self._is_new(batch):
                 continue
-            self.books.sent(batch.count, batch.own)
+            self.books.sent(batch.count, batch.own, batch.size)
             if self.terms.lossy:
                 batch.work = None
                 if self._drop_for(batch):
@@ -424,6 +440,7 @@ class Sender:
             min(batch.attempts, 0xFFFF),
             batch.payload,
             batch.extras,
+            batch.born,
         )
         batch.attempts += 1
         if self.terms.lossy:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowkit.protocol.ledger import ROW, Entry
+from flowkit.histogram import CELLS
+from flowkit.protocol.ledger import Entry, Flow
 from flowkit.runtime import shared
 from flowkit.runtime.shared import SharedRows
 
@@ -25,14 +26,15 @@ class ReplicaBooks:
         self.rows: SharedRows | None = None
         self.path: Path | None = None
         self.past = {link: Entry() for link in links}
-        self.gauges = [0] * ROW
+        self.flowed = dict.fromkeys(links, Flow())
+        self.gauges = [0] * shared.GAUGES
         self.since = 0.0
         self.alive = 0.0
 
     def open(self, path: Path, now: float) -> None:
         self.close(now, dead=True)
         self.path = path
-        self.rows = SharedRows(path, 1 + len(self.links), create=True)
+        self.rows = SharedRows(path, len(self.links), create=True)
         self.since = now
 
     def close(self, now: float, dead: bool) -> None:
@@ -40,6 +42,12 @@ class ReplicaBooks:
         if self.rows is None:
             return
         self.gauges = self.now()
+        for place in range(shared.COUNTERS, shared.GAUGES):
+            if place != shared.LENGTH:
+                self.gauges[place] = 0
+        self.flowed = {
+            link: flow._replace(queued=0, credit=0) for link, flow in self.flows().items()
+        }
         self.alive = self.seconds(now)
         for link, entry in self.entries(live_only=True).items():
             if dead:
@@ -60,15 +68,36 @@ class ReplicaBooks:
                 result[link].add(self.rows.books[number].read())
         return result
 
+    def flows(self) -> dict[int, Flow]:
+        """How each output link flows."""
+        if self.rows is None:
+            return dict(self.flowed)
+        result = {}
+        for link, book in zip(self.links, self.rows.books, strict=True):
+            past, live = self.flowed[link], book.flow()
+            result[link] = live._replace(
+                sent_bytes=past.sent_bytes + live.sent_bytes,
+                full_ns=past.full_ns + live.full_ns,
+                window_ns=past.window_ns + live.window_ns,
+            )
+        return result
+
     def now(self) -> list[int]:
-        """The gauges; times and counts summed over incarnations, the length as it is."""
+        """The gauges; counters are summed over incarnations, of the rest only the length outlives
+        its process."""
         if self.rows is None:
             return list(self.gauges)
-        live = [int(self.rows.gauges[place]) for place in range(ROW)]
-        length = max(live[shared.LENGTH], self.gauges[shared.LENGTH])
-        total = [before + value for before, value in zip(self.gauges, live, strict=True)]
-        total[shared.LENGTH] = length
+        total: list[int] = self.rows.gauges.tolist()
+        for place in range(shared.COUNTERS):
+            total[place] += self.gauges[place]
+        total[shared.LENGTH] = max(total[shared.LENGTH], self.gauges[shared.LENGTH])
         return total
+
+    def histograms(self) -> tuple[list[int], list[int]]:
+        """Of the seconds in handlers, and of the ages of messages that end here."""
+        gauges = self.now()
+        times, ages = shared.TIMES, shared.LATENCY
+        return gauges[times : times + CELLS], gauges[ages : ages + CELLS]
 
     @property
     def turned(self) -> float:

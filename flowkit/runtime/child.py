@@ -34,6 +34,7 @@ from flowkit.runtime import logs, spans
 from flowkit.runtime import spec as specs
 from flowkit.runtime.handling import theirs
 from flowkit.runtime.kit import Kit
+from flowkit.runtime.processor import use
 from flowkit.runtime.runner import Runner
 from flowkit.runtime.settings import fit
 from flowkit.runtime.stacks import GUARD, Guard, tasks_text
@@ -143,7 +144,7 @@ async def _run(spec: specs.ReplicaSpec, node: Node, kit: Kit) -> int:
 
     try:
         try:
-            runner = Runner(spec, node, transport, tcp, kit=kit)
+            runner = Runner(spec, node, transport, tcp, cpu=use, kit=kit)
         except OperatorError as error:  # a journal that does not fit, or cannot be read
             explain(spec, error)
             return CONFIGURATION

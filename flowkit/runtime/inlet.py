@@ -20,6 +20,7 @@ from flowkit.channels import In, Outbox
 from flowkit.clock import Clock
 from flowkit.codecs import Codec
 from flowkit.errors import Poisoned, ReplicaError
+from flowkit.histogram import record
 from flowkit.message import Meta
 from flowkit.node import Node
 from flowkit.protocol.engine import Engine
@@ -28,7 +29,7 @@ from flowkit.protocol.project import DEATHS_IN_HAND
 from flowkit.protocol.receiver import InBatch
 from flowkit.runtime import tracing
 from flowkit.runtime.handling import FAILED, Ports, Undertaker, messages_of, metas_of
-from flowkit.runtime.shared import CARE, HANDLER, done_care, note_care
+from flowkit.runtime.shared import CARE, HANDLER, SINCE_NS, TIMES, done_care, note_care
 from flowkit.runtime.tracing import Trace, Tracer
 
 BACKOFF = 0.1
@@ -51,8 +52,8 @@ class Shop:
     undertaker: Undertaker
     codecs: dict[int, Codec[Any]]
     """By input link."""
-    release: Callable[[Work, dict[str, Outbox]], None]
-    """Offers the contents of outboxes and finishes the work."""
+    release: Callable[[Work, dict[str, Outbox], int], None]
+    """Offers the contents of outboxes and finishes the work, which was so many messages."""
     clock: Clock
     wake: Callable[[], None]
     """There may be something to do: take a turn."""
@@ -105,6 +106,10 @@ class Inlet(ABC):
     @abstractmethod
     def due_at(self) -> float | None:
         """When `step` must be called although nothing came in; None if never."""
+
+    def accrue(self, now: float) -> None:
+        """Count the time of handlers that have not returned yet."""
+        return None
 
     async def stop(self) -> None:
         """Cancel what runs."""
@@ -201,6 +206,7 @@ class PlainInlet(Inlet):
         if is_careful(current.batch) and shop.careful is not None:
             return False  # a turn is asked for when that one returns
         shop.gauges[HANDLER] = self.number
+        shop.gauges[SINCE_NS] = int(began * 1e9)
         shop.ports.open(self._boxes)
         trace = current.trace
         token = trace.enter() if trace is not None else None
@@ -210,7 +216,7 @@ class PlainInlet(Inlet):
             if trace is not None:
                 trace.exit(token)
             shop.ports.close()
-            shop.gauges[HANDLER] = 0
+            shop.gauges[HANDLER] = shop.gauges[SINCE_NS] = 0
         seconds = shop.clock() - began
         shop.busy += seconds
         current.spent += seconds
@@ -220,8 +226,11 @@ class PlainInlet(Inlet):
             if trace is not None:
                 tracing.stamp(self._boxes.values(), [0] * len(self._boxes), trace.uniform)
                 trace.end()
-            shop.release(current.work, self._boxes)
+            shop.release(current.work, self._boxes, batch.count)
             shop.handled += batch.count
+            # All of a batch count with its mean: a clock for each message would cost more than
+            # many a handler.
+            record(shop.gauges, TIMES, current.spent / (batch.count or 1), batch.count)
             self.pace.record(batch.count, batch.size, current.spent)
         return True
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from flowkit.channels import In, Outbox, current_outboxes
+from flowkit.histogram import record
 from flowkit.message import Meta, slot_of
 from flowkit.protocol.lineage import Work
 from flowkit.protocol.receiver import InBatch
@@ -20,7 +21,7 @@ from flowkit.protocol.routing import extractor, itself
 from flowkit.runtime import tracing
 from flowkit.runtime.handling import FAILED, extras_of, messages_of, metas_of
 from flowkit.runtime.inlet import Inlet, Shop, backoff, is_careful
-from flowkit.runtime.shared import CARE, HANDLER, done_care, note_care
+from flowkit.runtime.shared import CARE, HANDLER, SINCE_NS, TIMES, done_care, note_care
 from flowkit.runtime.stacks import task_stack
 from flowkit.runtime.tracing import Context, Trace
 from flowkit.topology.plan import LinkPlan
@@ -127,6 +128,9 @@ class JobInlet(Inlet):
         self._waiting: deque[tuple[_Job, _Unit]] = deque()
         self._behind: dict[int, deque[tuple[_Job, _Unit]]] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._working = 0
+        """Coroutine handlers that run; a task that waits for its next try has none."""
+        self._looked = 0.0
         self._group: deque[_Piece] = deque()
         self._grouped = 0  # messages in it
         self._group_since = 0.0
@@ -173,6 +177,11 @@ class JobInlet(Inlet):
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
+
+    def accrue(self, now: float) -> None:
+        # Fully busy is who has all the handlers at work that it may have.
+        self.shop.busy += (now - self._looked) * self._working / self._limit
+        self._looked = now
 
     def knob(self) -> str:
         name = self.channel.name
@@ -347,6 +356,7 @@ class JobInlet(Inlet):
         shop.ports.open(boxes)
         token = job.trace.enter() if job.trace is not None else None
         self._enter(unit)
+        shop.gauges[SINCE_NS] = int(began * 1e9)
         try:
             self.function(*self._arguments(unit))
         except FAILED as error:
@@ -365,7 +375,10 @@ class JobInlet(Inlet):
                 job.trace.exit(token)
             self._exit(unit)
             shop.ports.close()
-            shop.busy += shop.clock() - began
+            shop.gauges[SINCE_NS] = 0
+            seconds = shop.clock() - began
+            shop.busy += seconds
+            self._clocked(unit, seconds)
         self._done(job)
 
     def _enter(self, unit: _Unit) -> None:
@@ -391,6 +404,8 @@ class JobInlet(Inlet):
             token = job.trace.enter() if job.trace is not None else None
             self._enter(unit)
             began = shop.clock()
+            self.accrue(began)
+            self._working += 1
             try:
                 await self.function(*self._arguments(unit))
             except FAILED as error:
@@ -408,8 +423,10 @@ class JobInlet(Inlet):
             finally:
                 if job.trace is not None:
                     job.trace.exit(token)
-                # Fully busy is who has all the handlers at work that it may have.
-                shop.busy += (shop.clock() - began) / self._limit
+                now = shop.clock()
+                self.accrue(now)
+                self._working -= 1
+                self._clocked(unit, now - began)
                 self._exit(unit)
                 # A task that the handler left behind finds no outbox, and its sends raise.
                 boxes.clear()
@@ -419,6 +436,10 @@ class JobInlet(Inlet):
             behind = self._behind.pop(slot)
             # In front of the others, in their order: whether they may run now is `_start`'s word.
             self._waiting.extendleft(reversed(behind))
+
+    def _clocked(self, unit: _Unit, seconds: float) -> None:
+        count = sum(len(piece.messages) for piece in unit.pieces)
+        record(self.shop.gauges, TIMES, seconds / count, count)
 
     def _bury(self, unit: _Unit, error: BaseException) -> None:
         undertaker, codecs = self.shop.undertaker, self.shop.codecs
@@ -447,7 +468,7 @@ class JobInlet(Inlet):
         for unit in job.units:
             for name, box in (unit.boxes or {}).items():
                 boxes[name].extend(box)
-        shop.release(job.work, boxes)
+        shop.release(job.work, boxes, job.count)
         shop.handled += job.count
         if job.count:
             # Handlers that wait at the same time share the time that passed.

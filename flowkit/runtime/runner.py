@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from functools import partial
 from typing import Any
@@ -36,7 +36,9 @@ from flowkit.runtime.jobs import JobInlet
 from flowkit.runtime.journaling import JournalDriver
 from flowkit.runtime.kit import BARE, Kit
 from flowkit.runtime.logs import current_replica, set_level
+from flowkit.runtime.meter import Meter
 from flowkit.runtime.positions import Positions, call
+from flowkit.runtime.processor import Use
 from flowkit.runtime.replaying import replay
 from flowkit.runtime.shared import SharedRows
 from flowkit.runtime.sourcing import Outflow, RunDriver, SourceDriver
@@ -64,8 +66,9 @@ LINGER = 2.0
 class Runner:
     """Runs `node` as the replica that `spec` describes, on the running loop.
 
-    Links that ask for tcp are bound on `tcp`, if it is given, all others on `transport`. `kit` is
-    what a process of its own adds to a replica.
+    Links that ask for tcp are bound on `tcp`, if it is given, all others on `transport`. `cpu`
+    tells of the process's use of the processor, if it has no other replica. `kit` is what a process
+    of its own adds to a replica.
 
     `run` returns when the replica has left in order; it raises what made it fail.
     """
@@ -77,6 +80,7 @@ class Runner:
         transport: Transport,
         tcp: Transport | None = None,
         clock: Clock = monotonic,
+        cpu: Callable[[], Use] | None = None,
         kit: Kit = BARE,
     ) -> None:
         self.spec = spec
@@ -93,8 +97,8 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         self._left: asyncio.Future[None] = self._loop.create_future()
         self._store = Store(spec.store)
-        self._rows = SharedRows(spec.books, 1 + len(spec.outputs)) if spec.books else None
-        self._gauges: Any = self._rows.gauges if self._rows else [0] * ROW
+        self._rows = SharedRows(spec.books, len(spec.outputs)) if spec.books else None
+        self._gauges: Any = self._rows.gauges if self._rows else [0] * shared.GAUGES
         books = self._rows.books if self._rows else [Books([0] * ROW) for _ in spec.outputs]
         self.engine = Engine(
             spec.identity(),
@@ -127,6 +131,9 @@ class Runner:
         self._inlets = [
             self._inlet(channel, number) for number, channel in enumerate(self.engine.inboxes, 1)
         ]
+        self._meter = Meter(
+            self._gauges, self.engine, self._shop, self._inlets, not spec.outputs, cpu
+        )
         self._outflow = Outflow(self.engine, self._ports, self._release, self.wake, clock)
         for port in self._ports.ports.values():
             port.attach(self._outflow.room)
@@ -147,9 +154,7 @@ class Runner:
         self._handles: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._positions = Positions(spec, node, self._store, self._spawn)
-        self._blocked_since: float | None = None
-        self._reading_since: float | None = None
-        self._undurable: list[Work] | None = (
+        self._undurable: list[tuple[Work, int]] | None = (
             [] if isinstance(node, Sink) and type(node).commit is not Sink.commit else None
         )
         self._syncing = False
@@ -241,7 +246,7 @@ class Runner:
             for journal in self._journals.values():
                 journal.close()
             if self._rows is not None:
-                self._gauges = [0] * ROW
+                self._gauges = [0] * shared.GAUGES
                 self._rows.close()
 
     # -- set-up --------------------------------------------------------------------------------
@@ -351,10 +356,10 @@ class Runner:
             )
 
     async def _drive(self, driver: SourceDriver | RunDriver) -> None:
-        self._reading_since = self._clock()
+        self._meter.reading_since = self._clock()
         await driver.run()
-        self._note()
-        self._reading_since = None
+        self._meter.note(self._clock())
+        self._meter.reading_since = None
         await self._outflow.close()
         self.engine.end_stream()
         self.wake()
@@ -406,25 +411,29 @@ class Runner:
         self._outflow.flush()
         self.engine.flush()
         self._act()
-        self._note()
+        self._meter.note(self._clock())
 
-    def _sync(self, works: list[Work]) -> None:
+    def _sync(self, works: list[tuple[Work, int]]) -> None:
         """Let a sink make durable what its handlers did, then acknowledge it."""
         assert isinstance(self.node, Sink)
+        self._meter.commits(self._clock())
         result = self.node.commit()
         if inspect.isawaitable(result):
             self._syncing = True
             self._spawn(self._synced(result, works))
         else:
-            for work in works:
-                work.finish()
+            self._durable(works)
 
-    async def _synced(self, committing: Any, works: list[Work]) -> None:
+    async def _synced(self, committing: Any, works: list[tuple[Work, int]]) -> None:
         await committing
         self._syncing = False
-        for work in works:
-            work.finish()
+        self._durable(works)
         self.wake()
+
+    def _durable(self, works: list[tuple[Work, int]]) -> None:
+        self._meter.commits(self._clock(), ends=True)
+        for work, count in works:
+            self._settle(work, count)
 
     def _handle(self) -> None:
         until = self._clock() + TURN
@@ -448,8 +457,9 @@ class Runner:
         if due is not None:
             self._due = self._loop.call_later(max(0.0, due - self._clock()), self.wake)
 
-    def _release(self, work: Work, boxes: Mapping[str, Outbox]) -> None:
-        """Offer what was sent to the links, keep what cannot be encoded, finish the work."""
+    def _release(self, work: Work, boxes: Mapping[str, Outbox], count: int = 0) -> None:
+        """Offer what was sent to the links, keep what cannot be encoded, finish the work, which
+        was to handle `count` messages."""
         for name, box in boxes.items():
             if box.messages:
                 messages, keys, headers = box.take()
@@ -457,33 +467,19 @@ class Runner:
                 if faults:
                     self._lament(faults)
         if self._undurable is None:
-            work.finish()
+            self._settle(work, count)
         else:
-            self._undurable.append(work)
+            self._undurable.append((work, count))
+
+    def _settle(self, work: Work, count: int) -> None:
+        self._meter.settled(work, count)
+        work.finish()
 
     def _lament(self, faults: list[Unsendable]) -> None:
         names = {link.index: link.name for link in self.spec.outputs}
         for link in dict.fromkeys(fault.link for fault in faults):
             mine = [fault for fault in faults if fault.link == link]
             self._undertaker.unsendable(names[link], mine)
-
-    def _note(self) -> None:
-        """Bring the gauges up to date."""
-        gauges = self._gauges
-        now = self._clock()
-        if self._reading_since is not None:
-            # A source is busy while its stream lasts and it is not held up.
-            waited = now - self._blocked_since if self._blocked_since is not None else 0.0
-            waited += gauges[shared.WAITING_NS] / 1e9
-            self._shop.busy = max(0.0, now - self._reading_since - waited)
-        gauges[shared.BUSY_NS] = int(self._shop.busy * 1e9)
-        gauges[shared.HANDLED] = self._shop.handled
-        if self.engine.room:
-            if self._blocked_since is not None:
-                gauges[shared.WAITING_NS] += int((self._clock() - self._blocked_since) * 1e9)
-                self._blocked_since = None
-        elif self._blocked_since is None:
-            self._blocked_since = self._clock()
 
     # -- carrying out --------------------------------------------------------------------------
 
@@ -555,7 +551,7 @@ class Runner:
         finally:
             self._ports.close()
         self._guard_state("finish()", boxes)
-        root = self.engine.begin_finish()
+        root = self.engine.begin_finish(self._born())
         self._release(root, boxes)
         self.engine.finished()
         self.wake()
@@ -566,7 +562,7 @@ class Runner:
         """Note that the loop turns; say so if there is input and nothing gets finished."""
         seconds = self.spec.node.watchdog
         now = self._clock()
-        self._gauges[shared.TURNED_NS] = int(now * 1e9)
+        self._meter.turned(now)
         beat = min(0.25, seconds / (2 * LOOKS))
         if self._kit.guard is not None:
             self._kit.guard.note(now)
@@ -639,8 +635,11 @@ class Runner:
     def _timer_sent(self, name: str, boxes: dict[str, Outbox]) -> None:
         if any(box.messages for box in boxes.values()):
             self._guard_state(f"the timer {name}()", boxes)
-            self._release(self.engine.begin(), boxes)
+            self._release(self.engine.begin(born=self._born()), boxes)
             self.wake()
+
+    def _born(self) -> int:
+        return int(self._clock() * 1e9)
 
     def _guard_state(self, where: str, boxes: dict[str, Outbox]) -> None:
         if self._info.source or self._info.stateful:

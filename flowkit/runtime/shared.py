@@ -1,7 +1,9 @@
 """Counters of one incarnation in memory that outlives it: a small mapped file.
 
 The replica writes, the supervisor reads, also after the replica was killed. Row 0 holds gauges, the
-others the books of one output link each, in the order of the replica's outputs.
+others the books of one output link each, in the order of the replica's outputs. Row 0 is
+`GAUGES` integers long, the others `ROW`. Clocks are monotonic ones, which all processes of a host
+share.
 """
 
 from __future__ import annotations
@@ -12,12 +14,28 @@ from collections.abc import MutableSequence, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from flowkit.histogram import CELLS
 from flowkit.protocol.ledger import ROW, Books
 
-BUSY_NS, WAITING_NS, HANDLED, LENGTH, READ, TURNED_NS, HANDLER, *CARE = range(11)
-"""Places in row 0: nanoseconds in handlers and nanoseconds without room downstream; messages
-handled; messages a source will yield in all (0: unknown) and has yielded; when its loop last
-turned; the number of the input channel whose handler runs, from 1; and four for `note_care`."""
+BUSY_NS, WAITING_NS, HANDLED, READ, COMMIT_NS, CPU_NS, STARVED_NS, TIMES = range(8)
+"""Counters in row 0: nanoseconds in handlers and nanoseconds without room downstream; messages
+handled; messages a source has yielded; nanoseconds that a sink took to make things durable;
+nanoseconds on a core, and ready for one without having it (0 if the process is not the replica's
+own); and the histogram of the seconds that handlers take for one message."""
+LATENCY = TIMES + CELLS
+"""Where the other histogram begins: the age of messages, from their root to where they end."""
+COUNTERS = LATENCY + CELLS
+"""Places below this only grow."""
+LENGTH, TURNED_NS, HANDLER, SINCE_NS, QUEUE, CONCURRENCY, LISTS, *CARE = range(
+    COUNTERS, COUNTERS + 11
+)
+"""And how things stand: messages a source will yield in all (0: unknown); when its loop last
+turned; the number of the input channel whose handler runs, from 1, and, if that is a plain one,
+since when; messages received and not yet handled; how many handlers may run at once, if they are
+coroutines (else 0); how many messages a handler takes at once, if it takes lists (else 0); and four
+for `note_care`."""
+GAUGES = COUNTERS + 16
+"""Integers in row 0."""
 
 
 class InHand(NamedTuple):
@@ -52,10 +70,13 @@ def in_hand(gauges: Sequence[int] | memoryview[int]) -> InHand | None:
 
 
 class SharedRows:
-    """`rows` rows of `ROW` integers in the file at `path`, which `create` makes."""
+    """The gauges and the books of `links` links in the file at `path`, which `create` makes; None:
+    of as many as it holds."""
 
-    def __init__(self, path: str | Path, rows: int, create: bool = False) -> None:
-        size = rows * ROW * 8
+    def __init__(self, path: str | Path, links: int | None = None, create: bool = False) -> None:
+        if links is None:
+            links = (os.stat(path).st_size // 8 - GAUGES) // ROW
+        size = (GAUGES + links * ROW) * 8
         mode = "x+b" if create else "r+b"
         with open(path, mode) as file:
             if create:
@@ -63,8 +84,10 @@ class SharedRows:
                 os.posix_fallocate(file.fileno(), 0, size)
             self._map = mmap.mmap(file.fileno(), size)
         self._cells = memoryview(self._map).cast("q")
-        self.gauges = self._cells[:ROW]
-        self.books = [Books(self._cells[row * ROW : (row + 1) * ROW]) for row in range(1, rows)]
+        self.gauges = self._cells[:GAUGES]
+        self.books = [
+            Books(self._cells[at : at + ROW]) for at in range(GAUGES, GAUGES + links * ROW, ROW)
+        ]
 
     def close(self) -> None:
         """Unmap. The rows must not be used afterwards."""

@@ -75,7 +75,8 @@ class Outflow:
 
     def emit(self, name: str, box: Outbox, position: Any = None) -> None:
         """Release `box` of output `name` as one root."""
-        self._release(self.engine.begin(position), {name: box})
+        born = int(self._clock() * 1e9)
+        self._release(self.engine.begin(position, born=born), {name: box})
 
     async def room(self) -> None:
         """Wait until consumers take what is there; let the loop turn now and then in any case."""

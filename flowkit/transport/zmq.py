@@ -275,7 +275,8 @@ class ZmqTransport(Transport):
     it can replace them. It connects to either kind of address. The ZeroMQ context is the
     transport's own unless one is given, which is then left to its owner. `close` frees an own
     context at once when nothing lingers; otherwise it takes a `join`, and without one Python warns
-    of the context (ResourceWarning).
+    of the context (ResourceWarning). A line that announces a part of more than `largest` bytes is
+    dropped before memory is taken for it.
 
     On tcp, a peer that closes while messages to it are unread resets the line, and what it had
     sent last may be lost whatever its linger: be done talking before you leave.
@@ -287,10 +288,12 @@ class ZmqTransport(Transport):
         *,
         tcp: bool = False,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        largest: int = MAX_FRAME,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._directory = directory.absolute()
         self._tcp = tcp
+        self._largest = largest
         self._files = raise_file_limit()
         self._owns_context = context is None
         self._context = zmq.Context() if context is None else context
@@ -368,7 +371,7 @@ class ZmqTransport(Transport):
             raise _refused("make a socket for", address, error) from error
         for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
             socket.set(option, 0)
-        socket.set(zmq.MAXMSGSIZE, MAX_FRAME)
+        socket.set(zmq.MAXMSGSIZE, self._largest)
         if address.startswith("tcp"):
             # A line that is cut without a word is noticed by nothing else. Not sooner: a process
             # that was stopped for a while is no reason for a new session.

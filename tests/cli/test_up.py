@@ -234,7 +234,8 @@ def test_plain_ascii_where_the_locale_is_c(place: Place) -> None:
     run = place.up(short(place), env={"LANG": "C", "LC_ALL": "C"})
     result = run.wait()
     result.check_drained()
-    assert result.out.startswith("flowkit 0.1.0 - trial - 2 replicas\n")
+    first = result.out.partition("\n")[0]
+    assert first.startswith("flowkit 0.1.0 - trial - 2 replicas - metrics http://127.0.0.1:")
     assert "got 7 " in result.out
     ours = [line for line in result.out.splitlines() if not line.startswith("talk.0")]
     assert "\n".join(ours).isascii()

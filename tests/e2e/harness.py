@@ -26,7 +26,6 @@ from typing import Any
 import psutil
 import pytest
 
-from flowkit.protocol.ledger import ROW
 from flowkit.runtime.shared import HANDLED, SharedRows
 from flowkit.store import Store
 from tests.conftest import Deadline, Eventually
@@ -278,7 +277,7 @@ class Run:
         directory = self.directory
         for path in directory.glob(f"{name}#*.rows") if directory else ():
             try:
-                rows = SharedRows(path, path.stat().st_size // (8 * ROW))
+                rows = SharedRows(path)
             except (OSError, ValueError):  # it died in this moment, or is just being born
                 continue
             try:

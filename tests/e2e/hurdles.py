@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 
 from flowkit import In, Many, Node, Out, Source
-from flowkit.protocol.ledger import ROW
 from flowkit.runtime.shared import WAITING_NS, SharedRows
 from tests.e2e.harness import Run
 from tests.e2e.nodes import CHECK, TURN, Tally, appeared
@@ -235,7 +234,7 @@ def waited(run: Run, name: str) -> float:
     directory = run.directory
     for path in directory.glob(f"{name}#*.rows") if directory else ():
         try:
-            rows = SharedRows(path, path.stat().st_size // (8 * ROW))
+            rows = SharedRows(path)
         except (OSError, ValueError):
             continue
         try:

@@ -149,8 +149,8 @@ def strange_frames() -> Iterator[Sequence[bytes]]:
     yield [b""]
     yield [b"fk"]
     yield [b"x"] * 5
-    yield [chance.randbytes(56), chance.randbytes(100)]
-    yield [b"\xff" * 56, b"\xff" * 8]
+    yield [chance.randbytes(64), chance.randbytes(100)]
+    yield [b"\xff" * 64, b"\xff" * 8]
     for frame in (
         Data(1 << 32 | 1, 1, bytes(16), 0, 1, 1, 0, b"\x91\x01"),
         Ack(1 << 32 | 1, 1 << 40, 0, 0, 1 << 40, 1 << 40, 1, 1),

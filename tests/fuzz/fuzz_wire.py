@@ -108,11 +108,11 @@ def repair(data: bytes) -> bytes:
     if len(data) < HEADER.size:
         return data
     fields = list(HEADER.unpack(data[: HEADER.size]))
-    fields[0], fields[1], fields[10] = b"fk", 1, 0
-    fields[12] = len(data) - HEADER.size
+    fields[0], fields[1], fields[11] = b"fk", 1, 0
+    fields[13] = len(data) - HEADER.size
     if fields[2] == 4:
-        fields[11] = min(fields[11], fields[12])
-        fields[8] = min(fields[8], 8)
+        fields[12] = min(fields[12], fields[13])
+        fields[9] = min(fields[9], 8)
     return HEADER.pack(*fields) + data[HEADER.size :]
 
 
@@ -140,7 +140,7 @@ def seeds() -> list[bytes]:
         for name in ("raw",) if kind is bytes else ("msgpack", "json"):
             payload = codec_for(kind, name).encode(messages)
             for more in (b"", extras):
-                frames.append(Data(1, 2, bytes(range(16)), 1, 0, 2, 0, payload, more))
+                frames.append(Data(1, 2, bytes(range(16)), 1, 0, 2, 0, payload, more, 12345))
     return [b"".join(encode(frame)) for frame in frames]
 
 

@@ -260,7 +260,7 @@ class Pair:
         assert self.producer.phase is Phase.CLOSED
         assert sorted(self.settled) == list(range(self.next))
         assert self.sender.messages == self.sender.bytes == 0
-        assert self.consumer.in_hand == 0
+        assert self.consumer.in_hand == self.consumer.waiting == self.sender.queued == 0
         entry = self.sender.books.read()
         assert entry.sent == entry.done == self.next and entry.in_flight == 0
         seen = Counter(message for _, message in self.handled)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis.strategies import booleans, integers, lists, sampled_from, tuples
 
 from flowkit import wire
-from flowkit.protocol.ledger import REASONS, ROW, Books, Entry, total
+from flowkit.protocol.ledger import QUEUED, REASONS, ROW, Books, Entry, Flow, total
 from tests.protocol.link import HELLO, TERMS, Pair, Producer, changed, producer_engine
 
 
@@ -20,9 +20,9 @@ def books(row: MutableSequence[int] | None = None) -> Books:
 
 
 def test_a_row_has_its_size() -> None:
-    with pytest.raises(ValueError, match="16"):
+    with pytest.raises(ValueError, match=str(ROW)):
         Books([0] * (ROW - 1))
-    assert len(REASONS) <= ROW - 8, "a reason for each place that is left"
+    assert len(REASONS) <= QUEUED - 8, "a reason for each place that is left"
 
 
 def test_a_row_may_be_shared_memory() -> None:
@@ -219,3 +219,17 @@ def test_what_a_lossy_link_loses_with_its_consumer_is_counted() -> None:
     entry = producer.sender.books.read()
     assert entry.dropped == {"consumer died": 3}
     assert entry.in_flight == producer.sender.messages == 0
+
+
+def test_how_a_link_flows_stands_beside_the_books() -> None:
+    row = [0] * ROW
+    book = Books(row)
+    book.sent(5, own=True, size=100)
+    book.sent(2, own=False, size=11)
+    book.flows(queued=3, credit=2)
+    book.held_up(0.5, window=True)
+    book.held_up(0.25, window=False)
+    assert book.flow() == Flow(111, 750_000_000, 500_000_000, 3, 2)
+    book.flows(queued=0, credit=9)
+    assert (book.flow().queued, book.flow().credit) == (0, 9)
+    assert book.read() == Entry(sent=7, own_unsettled=5), "and changes nothing in them"

@@ -132,6 +132,16 @@ def test_parents_are_held_until_their_root_is_settled() -> None:
     assert settled == ["a", "b"]
 
 
+def test_a_root_is_as_old_as_the_oldest_that_it_was_made_of() -> None:
+    roots = Roots(1, 1)
+    assert roots.open(born=7).born == 7
+    assert roots.open().born == 0, "not known"
+    old, young, unknown = (Work(b"", 0, 1, lambda: None, born) for born in (5, 6, 0))
+    assert roots.open(parents=(young, old, unknown), born=9).born == 5
+    assert roots.open(parents=(unknown,), born=9).born == 9
+    assert roots.finish(8).born == 8
+
+
 def test_the_root_of_finish_is_the_same_in_every_incarnation() -> None:
     first, second = Roots(7, 1), Roots(7, 2)
     root = first.finish()

@@ -199,3 +199,43 @@ def test_a_suspect_gets_nothing_new_and_is_not_redelivered() -> None:
     settle_all(pair)
     assert pair.receiver.held == 2, "it speaks again: it gets what waited"
     pair.settle()
+
+
+def exchanged(pair: Pair) -> None:
+    """Everything that is said has arrived."""
+    for _ in range(4):
+        pair.turn_producer()
+        pair.turn_consumer()
+        while pair.up or pair.down:
+            pair.deliver_up()
+            pair.deliver_down()
+
+
+def test_a_batch_carries_when_its_root_began() -> None:
+    pair = Pair()
+    exchanged(pair)
+    root = pair.producer.begin(born=1234)
+    pair.producer.release(root, "out", [1, 2, 3])
+    root.finish()
+    exchanged(pair)
+    taken = pair.consumer.take("in")
+    assert taken is not None and taken[0].born == 1234
+    # What is made of it is as old.
+    assert pair.consumer.begin(parents=(taken[1],), born=9999).born == 1234
+
+
+def test_what_waits_is_counted_at_both_ends() -> None:
+    pair = Pair()
+    pair.send(3)
+    pair.send(4)
+    assert (pair.sender.queued, pair.consumer.waiting, pair.sender.credit) == (7, 0, 0)
+    exchanged(pair)
+    came = pair.consumer.waiting
+    assert came > 0 and pair.sender.queued == 7 - came, "as much as it has credit for"
+    assert pair.sender.credit == 0
+    pair.take()
+    assert pair.consumer.waiting == came, "until its handlers have returned"
+    pair.finish()
+    assert pair.consumer.waiting < came
+    pair.settle()
+    assert pair.sender.credit > 0

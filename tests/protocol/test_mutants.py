@@ -151,8 +151,8 @@ class CutByCredit(Engine):
 
 
 class FinishOfAnIncarnation(Roots):
-    def finish(self) -> Root:
-        root = super().finish()
+    def finish(self, born: int = 0) -> Root:
+        root = super().finish(born)
         root.id = root_id(self._origin, self._incarnation, 1 << 40)
         return root
 

@@ -20,7 +20,7 @@ from flowkit.importing import NotImportable
 from flowkit.protocol.ledger import ROW
 from flowkit.runtime import child, runner, shared, spec
 from flowkit.runtime.output import LINE, TAIL, Output
-from flowkit.runtime.shared import SharedRows
+from flowkit.runtime.shared import GAUGES, SharedRows
 from flowkit.transport.memory import MemoryTransport
 from flowkit.wire import Data, Heartbeat, encode
 from tests.runtime.stage import Part, collect, link, make_plan, numbers
@@ -107,9 +107,9 @@ def test_what_cannot_be_built(tmp_path: Path, changes: Any, error: type[Exceptio
 
 def test_what_is_written_at_one_end_is_read_at_the_other(tmp_path: Path) -> None:
     path = tmp_path / "rows"
-    reader = SharedRows(path, 3, create=True)
-    writer = SharedRows(str(path), 3)
-    assert len(reader.books) == 2 and path.stat().st_size == 3 * ROW * 8
+    reader = SharedRows(path, 2, create=True)
+    writer = SharedRows(str(path))
+    assert len(reader.books) == 2 and path.stat().st_size == 8 * (GAUGES + 2 * ROW)
     writer.gauges[shared.HANDLED] = 5
     writer.books[1].sent(7, own=True)
     writer.close()

@@ -1,0 +1,232 @@
+"""Makes a `Status` of what the supervisor knows: the plan, the books, the processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+from flowkit import shares
+from flowkit.histogram import CELLS, quantile
+from flowkit.metrics import EARLY, Situation, Verdict, verdict
+from flowkit.processes import Processes
+from flowkit.protocol import project as core
+from flowkit.protocol.project import Phase, Project, Replica
+from flowkit.report import LinkReport, Report
+from flowkit.runtime import shared
+from flowkit.runtime.books import ReplicaBooks
+from flowkit.sampling import Change, Window
+from flowkit.shares import Key
+from flowkit.status import LinkStatus, ReplicaStatus, Status
+from flowkit.topology.plan import LinkPlan, Plan
+
+LIVELY = 0.9
+"""Share of the time above which a replica is shown as busy."""
+
+HELD_UP = 0.5
+"""Share of the time above which a replica is shown as waiting, unless it is busier than that."""
+
+ENOUGH = 1.0
+"""Seconds that must have been seen for a verdict."""
+
+
+class Scene(NamedTuple):
+    """What there is to look at; of the supervisor, as it is at the moment."""
+
+    plan: Plan
+    project: Project
+    books: Mapping[Key, ReplicaBooks]
+    pids: Mapping[Key, int]
+    in_process: bool
+
+
+class Run(NamedTuple):
+    """What a status says of the run itself. `ended` if it has."""
+
+    id: str
+    version: str
+    ended: bool
+    http: str | None = None
+
+
+class Figures:
+    """Samples the counters of a project and tells what they say.
+
+    Call `sample` about once a second; `status` whenever somebody asks.
+    """
+
+    def __init__(self) -> None:
+        self._window = Window()
+        self._since_start = False
+        self._processes = Processes()
+
+    def sample(self, scene: Scene, now: float) -> None:
+        """Look at the counters, if it is time to."""
+        if scene.project.started and not self._since_start:
+            # What was before would only dilute what is: nobody had anything to do.
+            self._since_start = True
+            self._window = Window()
+        if not self._window.due(now):
+            return
+        self._processes.keep(scene.pids.values())
+        seen: dict[Hashable, Sequence[float]] = {}
+        for key, books in scene.books.items():
+            counters = shares.counters(books, now)
+            pid = scene.pids.get(key)
+            if pid is not None and not scene.in_process:
+                # What a replica says of itself may be old: a handler may hold its loop.
+                spent = self._processes.cpu_seconds(pid) or 0.0
+                before = books.gauges[shared.CPU_NS]
+                counters[shared.CPU_NS] = max(counters[shared.CPU_NS], before + spent * 1e9)
+            seen[key] = counters
+        self._window.add(now, seen)
+
+    def status(self, scene: Scene, report: Report, now: float, run: Run) -> Status:
+        """The project as it is `now`. `report` is what the books say of the whole run."""
+        self.sample(scene, now)
+        project = scene.project
+        changes = {key: self._window.change(key) for key in project.replicas}
+        return Status(
+            project=scene.plan.project,
+            file=scene.plan.path,
+            run=run.id,
+            pid=os.getpid(),
+            version=run.version,
+            state=_state(project),
+            uptime=report.seconds,
+            exit=report.exit if run.ended else None,
+            reason=project.reason,
+            ready=_ready(project),
+            http=run.http,
+            window=self._window.covered,
+            replicas=[self._replica(scene, key, change, now) for key, change in changes.items()],
+            links=[
+                _link(link, one, scene.books, changes)
+                for link, one in zip(scene.plan.links, report.links, strict=True)
+            ],
+            verdict=self._verdict(scene, report, run),
+        )
+
+    def situation(self, scene: Scene) -> Situation:
+        """How the nodes and links were in the last seconds."""
+        changes = {key: self._window.change(key) for key in scene.project.replicas}
+        return shares.situation(scene.plan, scene.books, changes)
+
+    def _verdict(self, scene: Scene, report: Report, run: Run) -> Verdict:
+        if run.ended:
+            return report.verdict
+        if not scene.project.started or self._window.covered < ENOUGH:
+            return EARLY
+        return verdict(self.situation(scene))
+
+    def _replica(self, scene: Scene, key: Key, change: Change, now: float) -> ReplicaStatus:
+        replica = scene.project.replicas[key]
+        books = scene.books[key]
+        pid = scene.pids.get(key)
+        lives = books.rows is not None and replica.phase in (Phase.STARTING, Phase.READY)
+        gauges = books.now()
+        busy, waiting = shares.busy(change), shares.waiting(change)
+        memory, kind = None, ""
+        if pid is not None and not scene.in_process:
+            memory, kind = self._processes.memory(pid, now)
+
+        def rate(place: int) -> float | None:
+            return change.rate(place) if change.seconds > 0 else None
+
+        times = change.counters[shared.TIMES : shared.TIMES + CELLS] if change.seconds else ()
+        ages = change.counters[shared.LATENCY : shared.LATENCY + CELLS] if change.seconds else ()
+        return ReplicaStatus(
+            node=replica.node,
+            replica=replica.number,
+            state=_replica_state(replica, busy, waiting),
+            phase=replica.phase.value,
+            pid=pid,
+            incarnation=replica.incarnation,
+            uptime=now - books.since if pid is not None and books.rows is not None else 0.0,
+            cpu=shares.cores(change) if pid is not None else None,
+            memory=memory,
+            memory_kind=kind,
+            in_rate=None if replica.source else rate(shared.HANDLED),
+            out_rate=rate(shares.SENT) if books.links else None,
+            queue=None if replica.source else gauges[shared.QUEUE] if lives else 0,
+            p50=quantile(times, 0.5) if times else None,
+            p99=quantile(times, 0.99) if times else None,
+            age_p50=quantile(ages, 0.5) if ages else None,
+            age_p99=quantile(ages, 0.99) if ages else None,
+            busy=busy,
+            waiting=waiting,
+            handled=gauges[shared.HANDLED],
+            sent=sum(entry.sent for entry in books.entries().values()),
+            restarts=replica.restarts,
+            lost_state=replica.lost_state,
+            source=replica.source,
+            ends=not books.links,
+            busy_seconds=(gauges[shared.BUSY_NS] + gauges[shared.COMMIT_NS]) / 1e9,
+            waiting_seconds=gauges[shared.WAITING_NS] / 1e9,
+            cpu_seconds=gauges[shared.CPU_NS] / 1e9,
+        )
+
+
+def _ready(project: Project) -> bool:
+    return project.started and not any(
+        replica.phase in (Phase.WAITING, Phase.STARTING) for replica in project.replicas.values()
+    )
+
+
+def _state(project: Project) -> str:
+    if project.status is not core.Status.RUNNING:
+        return str(project.status.value)
+    if project.draining:
+        return "draining"
+    return "running" if project.started else "starting"
+
+
+def _replica_state(replica: Replica, busy: float, waiting: float) -> str:
+    if replica.phase is Phase.READY:
+        if waiting >= HELD_UP and waiting > busy:
+            return "waiting"
+        return "busy" if busy >= LIVELY and not replica.source else "running"
+    words = {Phase.WAITING: "pending", Phase.ENDED: "done", Phase.DONE: "stopping"}
+    return words.get(replica.phase, str(replica.phase.value))
+
+
+def _link(
+    link: LinkPlan,
+    report: LinkReport,
+    books: Mapping[Key, ReplicaBooks],
+    changes: Mapping[Key, Change],
+) -> LinkStatus:
+    entry = report.entry
+    mine = {key: one for key, one in books.items() if key[0] == link.source}
+    flows = [one.flows()[link.index] for one in mine.values()]
+    seen = [(changes[key], one) for key, one in mine.items() if key in changes]
+
+    def rates(what: int) -> list[float]:
+        return [
+            shares.of_link(change, one, link.index, what) / change.seconds
+            for change, one in seen
+            if change.seconds > 0
+        ]
+
+    return LinkStatus(
+        from_=report.source,
+        to=report.target,
+        route=link.route,
+        delivery=link.delivery,
+        sent=entry.sent,
+        delivered=entry.delivered,
+        done=entry.done,
+        redelivered=entry.redelivered,
+        dropped=dict(entry.dropped),
+        dead_lettered=entry.dead_lettered,
+        superseded=entry.superseded,
+        in_flight=entry.in_flight,
+        sent_bytes=sum(flow.sent_bytes for flow in flows),
+        queued=sum(flow.queued for flow in flows),
+        credit=sum(flow.credit for flow in flows),
+        window=link.window,
+        window_bytes=link.window_bytes,
+        full=min(1.0, max(rates(shares.FULL_NS), default=0.0) / 1e9),
+        full_seconds=sum(flow.full_ns for flow in flows) / 1e9,
+        rate=sum(rates(shares.DONE)),
+    )
