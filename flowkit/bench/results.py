@@ -149,8 +149,9 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(max(rank, 1), len(ordered)) - 1]
 
 
-CALIBRATED = 0.2
-"""A trial that took this share of a round tells well enough how long a round will take."""
+CALIBRATED = 0.4
+"""A trial that took this share of a round tells well enough how long a round will take. A much
+shorter one does not: what gets up to speed slowly would be given too few messages."""
 
 LEAP = 30
 """A trial much shorter than a round is followed by one at most so many times as long: the first

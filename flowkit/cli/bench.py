@@ -174,6 +174,6 @@ class _Progress:
 def terminal_width() -> int:
     """Columns of the terminal."""
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except (OSError, ValueError):
         return 80
