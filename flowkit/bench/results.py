@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Better = Literal["more", "less"]
@@ -43,6 +43,8 @@ class Contestant:
     first: int = 0
     load: float = 0.0
     needs: str = ""
+    quick: bool = True
+    """Whether it is in a quick run too."""
     rounds: int | None = None
     """At most so many rounds, for what takes long."""
     limit: float = 60.0
@@ -66,6 +68,11 @@ class Row:
     note: str = ""
     compared: bool = True
     """Whether a ratio of the first figure says anything."""
+
+
+def for_quick(row: Row) -> Row:
+    """`row` without the contestants that only a full run has time for."""
+    return replace(row, contestants=[each for each in row.contestants if each.quick])
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ WIDTH = 100
 
 
 @click.command(short_help="Measure flowkit beside other ways, on this machine.")
-@click.option("--quick", is_flag=True, help="Shorter rounds and fewer: about a minute in all.")
+@click.option("--quick", is_flag=True, help="Less, and shorter: a minute or two in all.")
 @click.option(
     "--only",
     multiple=True,
