@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Better = Literal["more", "less"]
@@ -43,6 +43,8 @@ class Contestant:
     first: int = 0
     load: float = 0.0
     needs: str = ""
+    quick: bool = True
+    """Whether it is in a quick run too."""
     rounds: int | None = None
     """At most so many rounds, for what takes long."""
     limit: float = 60.0
@@ -66,6 +68,11 @@ class Row:
     note: str = ""
     compared: bool = True
     """Whether a ratio of the first figure says anything."""
+
+
+def for_quick(row: Row) -> Row:
+    """`row` without the contestants that only a full run has time for."""
+    return replace(row, contestants=[each for each in row.contestants if each.quick])
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +156,9 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(max(rank, 1), len(ordered)) - 1]
 
 
-CALIBRATED = 0.2
-"""A trial that took this share of a round tells well enough how long a round will take."""
+CALIBRATED = 0.4
+"""A trial that took this share of a round tells well enough how long a round will take. A much
+shorter one does not: what gets up to speed slowly would be given too few messages."""
 
 LEAP = 30
 """A trial much shorter than a round is followed by one at most so many times as long: the first

@@ -26,7 +26,7 @@ WIDTH = 100
 
 
 @click.command(short_help="Measure flowkit beside other ways, on this machine.")
-@click.option("--quick", is_flag=True, help="Shorter rounds and fewer: about a minute in all.")
+@click.option("--quick", is_flag=True, help="Less, and shorter: a minute or two in all.")
 @click.option(
     "--only",
     multiple=True,
@@ -174,6 +174,6 @@ class _Progress:
 def terminal_width() -> int:
     """Columns of the terminal."""
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except (OSError, ValueError):
         return 80

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowkit.bench.results import Row
+from flowkit.bench.results import Row, for_quick
 from flowkit.importing import load_object
 
 ROWS = (
@@ -24,4 +24,4 @@ def load(name: str, quick: bool) -> Row:
     """The row called `name`, as it is in a quick run or a full one."""
     row = load_object(f"flowkit.bench.rows.{name}:row")(quick)
     assert isinstance(row, Row)
-    return row
+    return for_quick(row) if quick else row

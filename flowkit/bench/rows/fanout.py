@@ -14,8 +14,10 @@ def row(quick: bool) -> Row:
         [Figure("rate", "deliveries/s", "rate")],
         [
             Contestant("four mp.Queues", "flowkit.bench.fans:queues", first=4_000),
-            Contestant("four mp.Pipes, send_bytes", "flowkit.bench.fans:pipes", first=15_000),
-            Contestant("pyzmq, four PUSH", "flowkit.bench.fans:pushes", first=20_000),
+            Contestant(
+                "four mp.Pipes, send_bytes", "flowkit.bench.fans:pipes", first=15_000, quick=False
+            ),
+            Contestant("pyzmq, four PUSH", "flowkit.bench.fans:pushes", first=20_000, quick=False),
             Contestant("pyzmq PUB/SUB", "flowkit.bench.fans:subscribers", first=20_000),
             Contestant(
                 "flowkit, to: four inputs",

@@ -6,6 +6,9 @@ from flowkit.bench.results import Contestant, Figure, Row
 
 SIZES = {"64 KiB": 64 << 10, "1 MiB": 1 << 20, "16 MiB": 16 << 20}
 
+QUICK = "1 MiB"
+"""The only size of a quick run."""
+
 TRIAL = 256 << 20
 """Bytes of the first trial."""
 
@@ -27,6 +30,7 @@ def row(quick: bool) -> Row:
                 {"size": size, **settings},
                 group,
                 first=first,
+                quick=group == QUICK,
             )
             for name, (way, settings) in ways.items()
         ]

@@ -14,7 +14,12 @@ def row(quick: bool) -> Row:
         contestants += [
             Contestant("mp.Queue", "flowkit.bench.hops:queue", {"kind": kind}, group, first=15_000),
             Contestant(
-                "mp.Pipe, send", "flowkit.bench.hops:pipe", {"kind": kind}, group, first=20_000
+                "mp.Pipe, send",
+                "flowkit.bench.hops:pipe",
+                {"kind": kind},
+                group,
+                first=20_000,
+                quick=False,
             ),
             Contestant(
                 "pyzmq, pickle",
@@ -22,6 +27,7 @@ def row(quick: bool) -> Row:
                 {"kind": kind},
                 group,
                 first=40_000,
+                quick=False,
             ),
             Contestant(
                 "pyzmq, msgspec",

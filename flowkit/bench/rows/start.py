@@ -9,7 +9,7 @@ PATIENCE = 180.0
 
 
 def row(quick: bool) -> Row:
-    idle = 2.0 if quick else 5.0
+    idle = 1.0 if quick else 5.0
     contestants = []
     for replicas in (1, 20) if quick else (1, 20, 100):
         group = f"{replicas} replica{'s' if replicas > 1 else ''}"
