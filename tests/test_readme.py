@@ -88,8 +88,9 @@ def sh(place: Place, command: str) -> tuple[int, str]:
 
 
 def plain(output: str) -> list[str]:
-    """The lines of `output` without what differs from run to run: times, and what they suggest."""
-    lines = re.sub(r"\b[0-9.]+(ms|s)\b", "TIME", output).splitlines()
+    """The lines of `output` without what differs: times, ports, and what they suggest."""
+    output = re.sub(r"\b[0-9.]+(ms|s)\b", "TIME", output)
+    lines = re.sub(r"127\.0\.0\.1:[0-9]+", "ADDRESS", output).splitlines()
     return [line.rstrip() for line in lines if not line.startswith("bottleneck:")]
 
 
@@ -194,7 +195,7 @@ def test_the_verbs_are_those_there_are() -> None:
 
 
 def test_the_options_of_up_are_those_there_are() -> None:
-    row = TEXT[TEXT.index("``flowkit up FILE``  ") : TEXT.index("``flowkit check FILE...``  ")]
+    row = TEXT[TEXT.index("``flowkit up FILE``  ") : TEXT.index("``flowkit ps``  ")]
     shown = set(re.findall(r"``(--[\w-]+)", row))
     options = [item for item in up.command.params if isinstance(item, click.Option)]
     names = {name for option in options if not option.hidden for name in option.opts}
