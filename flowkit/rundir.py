@@ -20,7 +20,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -165,6 +165,12 @@ class RunDirectory:
                 os.close(fd)
                 raise _unusable(self.state, error) from error
         raise AlreadyRunning(pid, str(path))
+
+    def remove_sockets(self, links: Iterable[int], replica: int, incarnation: int) -> None:
+        """A process that was killed has left its sockets' files behind, one for each output link."""
+        for link in links:
+            for path in self.path.glob(f"l{link}.{replica}.{incarnation}-*"):
+                path.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Remove the directory with all that is in it, and let go of the state directory. May be

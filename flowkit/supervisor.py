@@ -38,7 +38,7 @@ from flowkit.control.watcher import Watcher as Watcher
 from flowkit.control.words import Words
 from flowkit.errors import FlowkitError, WireError
 from flowkit.figures import Figures, Run, Scene
-from flowkit.launchers.base import Launcher
+from flowkit.launchers.base import Launcher, parse_name
 from flowkit.launchers.fleet import Fleet, Make
 from flowkit.launchers.inprocess import InProcessLauncher
 from flowkit.launchers.process import ProcessLauncher
@@ -49,7 +49,7 @@ from flowkit.protocol.project import Project, Replica, Status, Wanted
 from flowkit.report import Report, compile_report, progress
 from flowkit.rundir import RunDirectory
 from flowkit.runtime import descriptors, spec
-from flowkit.runtime.books import ReplicaBooks
+from flowkit.runtime.books import ReplicaBooks, open_books
 from flowkit.runtime.planning import load_plan
 from flowkit.sampling import EVERY
 from flowkit.store import Store
@@ -456,13 +456,13 @@ class Supervisor(Changeable):
         self._replays.ask(numbers, letters, list(self._project.replicas.values()), answer)
 
     def _started(self, name: str, pid: int) -> None:
-        key, _ = _parse(name)
+        key, _ = parse_name(name)
         self._pids[key] = pid
         if self._reception is not None:
             self._reception.launched(self._project.replicas[key], pid)
 
     def _exited(self, name: str, code: int, error: str | None) -> None:
-        key, incarnation = _parse(name)
+        key, incarnation = parse_name(name)
         self._pids.pop(key, None)
         self._words.gone(key)
         self._captures.drain(key)
@@ -542,7 +542,9 @@ class Supervisor(Changeable):
             elif isinstance(action, core.Bury):
                 key = (action.replica.node, action.replica.number)
                 self._books[key].close(self._clock(), dead=True)
-                self._remove_sockets(action.replica, action.incarnation)
+                self._rundir.remove_sockets(
+                    self._books[key].links, action.replica.number, action.incarnation
+                )
                 # Should it live after all (stopped, and its launcher dead): it is to leave.
                 self._pass_on(action.replica, _gone(action.replica, action.incarnation))
             elif isinstance(action, core.Poisoned):
@@ -643,14 +645,7 @@ class Supervisor(Changeable):
 
     def open_books(self, plan: Plan) -> None:
         """Books for the replicas that have none yet."""
-        lossy = [link.index for link in plan.links if link.delivery == "at-most-once"]
-        for key, replica in self._project.replicas.items():
-            node = next((node for node in plan.nodes if node.name == replica.node), None)
-            if key in self._books:
-                self._books[key].lossy += lossy
-            elif node is not None:
-                links = [link.index for link in plan.links if link.source == replica.node]
-                self._books[key] = ReplicaBooks(links, list(lossy), node.positions)
+        open_books(self._books, plan, self._project.replicas)
 
     def tell(self, text: str) -> None:
         """Tell the operator."""
@@ -659,14 +654,6 @@ class Supervisor(Changeable):
     def carry_out(self) -> None:
         """Do what the project has decided."""
         self._act()
-
-    def _remove_sockets(self, replica: Replica, incarnation: int) -> None:
-        """A process that was killed has left its socket files behind."""
-        if self.in_process:
-            return
-        for index in self._books[replica.node, replica.number].links:
-            for path in self._rundir.path.glob(f"l{index}.{replica.number}.{incarnation}-*"):
-                path.unlink(missing_ok=True)
 
     async def _new_launcher(self) -> None:
         """The launcher died, and its replicas with it: start another for those to come."""
@@ -709,10 +696,3 @@ class Supervisor(Changeable):
 
 def _gone(replica: Replica, incarnation: int) -> control.Gone:
     return control.Gone(replica.node, replica.number, incarnation, False)
-
-
-def _parse(name: str) -> tuple[tuple[str, int], int]:
-    """The node, replica and incarnation in a launcher's name."""
-    place, _, incarnation = name.partition("#")
-    node, _, number = place.rpartition(".")
-    return (node, int(number)), int(incarnation)

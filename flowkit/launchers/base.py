@@ -62,3 +62,10 @@ class Launcher(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Kill what is left, wait for its end and report it. May be called twice."""
+
+
+def parse_name(name: str) -> tuple[tuple[str, int], int]:
+    """The node, replica and incarnation in a name that was given to `launch`."""
+    place, _, incarnation = name.partition("#")
+    node, _, number = place.rpartition(".")
+    return (node, int(number)), int(incarnation)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowkit.histogram import CELLS
 from flowkit.protocol.ledger import Entry, Flow
+from flowkit.protocol.project import Replica
 from flowkit.runtime import shared
 from flowkit.runtime.shared import SharedRows
+from flowkit.topology.plan import Plan
 
 
 class ReplicaBooks:
@@ -121,3 +123,19 @@ class ReplicaBooks:
     def seconds(self, now: float) -> float:
         """How long its processes have lived, in all."""
         return self.alive + (now - self.since if self.rows is not None else 0.0)
+
+
+def open_books(
+    books: dict[tuple[str, int], ReplicaBooks],
+    plan: Plan,
+    replicas: Mapping[tuple[str, int], Replica],
+) -> None:
+    """Add to `books` those of the replicas, by node and number, that have none yet."""
+    lossy = [link.index for link in plan.links if link.delivery == "at-most-once"]
+    for key, replica in replicas.items():
+        node = next((node for node in plan.nodes if node.name == replica.node), None)
+        if key in books:
+            books[key].lossy += lossy
+        elif node is not None:
+            links = [link.index for link in plan.links if link.source == replica.node]
+            books[key] = ReplicaBooks(links, list(lossy), node.positions)

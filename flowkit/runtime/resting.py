@@ -69,7 +69,7 @@ class Resting:
         if self.leaving:
             await runner.stop_reading()
             runner.engine.pause()
-        running = runner.running_timers()
+        running = runner.timers.running
         if running:
             await asyncio.wait(running)
         if self._round == round:

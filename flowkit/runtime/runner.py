@@ -30,7 +30,7 @@ from flowkit.protocol.lineage import Work
 from flowkit.protocol.routing import Router, extractor, itself
 from flowkit.protocol.watch import LOOKS
 from flowkit.runtime import shared
-from flowkit.runtime.handling import FAILED, Ports, StopProject, Undertaker
+from flowkit.runtime.handling import Ports, StopProject, Undertaker
 from flowkit.runtime.inlet import Inlet, PlainInlet, Shop
 from flowkit.runtime.jobs import JobInlet
 from flowkit.runtime.journaling import JournalDriver
@@ -46,6 +46,7 @@ from flowkit.runtime.sourcing import Outflow, RunDriver, SourceDriver
 from flowkit.runtime.spec import ReplicaSpec, terms_of
 from flowkit.runtime.stacks import warn_of_standstill
 from flowkit.runtime.tapping import Tapping
+from flowkit.runtime.timers import Timers, guard_state
 from flowkit.store import Store
 from flowkit.transport.base import Binding, Connection, Transport
 from flowkit.wire import decode, encode
@@ -138,6 +139,9 @@ class Runner:
         self._outflow = Outflow(self.engine, self._ports, self._release, self.wake, clock)
         for port in self._ports.ports.values():
             port.attach(self._outflow.room)
+        self.timers = Timers(
+            node, self.engine, self._ports, self._context, self._send_timed, self._spawn, self.fail
+        )
         self._journals = {
             link.index: JournalDriver(spec, link, self.engine, self.wake, self.fail)
             for link in spec.outputs
@@ -190,7 +194,7 @@ class Runner:
                 self._kit.courier.connect(self._control.send)
             self._watch_over()
             if not self._info.source:
-                self._start_timers()
+                self.timers.start()
             self._handles["tick"] = self._loop.call_later(TICK, self._tick)
             await self._left
         finally:
@@ -225,6 +229,7 @@ class Runner:
     async def _end(self) -> None:
         if self._kit.guard is not None:
             self._kit.guard.stop()
+        self.timers.cancel()
         for handle in self._handles.values():
             handle.cancel()
         if self._due is not None:
@@ -344,7 +349,7 @@ class Runner:
 
     def _start(self) -> None:
         """Everybody is ready: a source begins."""
-        self._start_timers()
+        self.timers.start()
         if self._draining:
             return
         if isinstance(self.node, Source):
@@ -357,12 +362,6 @@ class Runner:
         else:
             return  # timers alone: its stream ends when it is told so
         self._driving = self._spawn(self._drive(self._driver))
-
-    def _start_timers(self) -> None:
-        for name, seconds in self._info.timers.items():
-            self._handles[name] = self._loop.call_later(
-                seconds, self._timer, name, seconds, context=self._context
-            )
 
     async def _drive(self, driver: SourceDriver | RunDriver) -> None:
         self._meter.reading_since = self._clock()
@@ -384,7 +383,7 @@ class Runner:
 
     async def _settle(self) -> None:
         """Return when all is done that this replica has sent; its timers have stopped by then."""
-        await self._stop_timers()
+        await self.timers.stop(self.spec.node.watchdog)
         self._settling = self._loop.create_future()
         self.wake()
         await self._settling
@@ -591,7 +590,7 @@ class Runner:
 
     async def _finish(self) -> None:
         """Every input has ended: timers stop, the node says its last."""
-        await self._stop_timers()
+        await self.timers.stop(self.spec.node.watchdog)
         boxes = self._ports.fresh()
         self._ports.open(boxes)
         try:
@@ -599,7 +598,7 @@ class Runner:
             await call(self.node.finish)
         finally:
             self._ports.close()
-        self._guard_state("finish()", boxes)
+        guard_state(self.node, "finish()", boxes)
         root = self.engine.begin_finish(self._born())
         self._release(root, boxes)
         self.engine.finished()
@@ -626,80 +625,19 @@ class Runner:
             knobs = [inlet.knob() for inlet in held if inlet.knob()]
             warn_of_standstill(self.spec.name, seconds, knobs, [each.stacks() for each in held])
 
-    def running_timers(self) -> list[asyncio.Task[None]]:
-        return [task for task in self._tasks if task.get_name() in self._info.timers]
-
-    async def _stop_timers(self) -> None:
-        """No more ticks. Timers that run may end; one that does not is cancelled, and sends
-        nothing."""
-        for name in self._info.timers:
-            if name in self._handles:
-                self._handles.pop(name).cancel()
-        running = self.running_timers()
-        if not running:
-            return
-        seconds = self.spec.node.watchdog
-        _, stuck = await asyncio.wait(running, timeout=seconds)
-        for task in stuck:
-            name = task.get_name()
-            log.warning("%s: timer %s() has not returned for %g s", self.spec.name, name, seconds)
-            task.cancel()
-
-    # -- timers --------------------------------------------------------------------------------
-
     def _tick(self) -> None:
         self.engine.tick()
         self._tapping.tick()
         self._handles["tick"] = self._loop.call_later(TICK, self._tick)
         self._soon()
 
-    def _timer(self, name: str, seconds: float) -> None:
-        self._handles[name] = self._loop.call_later(
-            seconds, self._timer, name, seconds, context=self._context
-        )
-        if not self.engine.room or self.engine.phase is not Phase.OPEN or self.engine.paused:
-            return  # a tick that finds no room is skipped
-        function = getattr(self.node, name)
-        boxes = self._ports.fresh()
-        if inspect.iscoroutinefunction(function):
-            if name not in {task.get_name() for task in self._tasks}:
-                self._spawn(self._timer_task(function, boxes), name)
-            return
-        try:
-            self._ports.open(boxes)
-            try:
-                function()
-            finally:
-                self._ports.close()
-            self._timer_sent(name, boxes)
-        except FAILED as error:
-            self.fail(error)
-
-    async def _timer_task(self, function: Any, boxes: dict[str, Outbox]) -> None:
-        self._ports.open(boxes)
-        try:
-            await function()
-        finally:
-            self._ports.close()
-        self._timer_sent(function.__name__, boxes)
-
-    def _timer_sent(self, name: str, boxes: dict[str, Outbox]) -> None:
-        if any(box.messages for box in boxes.values()):
-            self._guard_state(f"the timer {name}()", boxes)
-            self._release(self.engine.begin(born=self._born()), boxes)
-            self.wake()
+    def _send_timed(self, boxes: Mapping[str, Outbox]) -> None:
+        """Release what a timer has sent."""
+        self._release(self.engine.begin(born=self._born()), boxes)
+        self.wake()
 
     def _born(self) -> int:
         return int(self._clock() * 1e9)
-
-    def _guard_state(self, where: str, boxes: dict[str, Outbox]) -> None:
-        if self._info.source or self._info.stateful:
-            return
-        if any(box.messages for box in boxes.values()):
-            raise ReplicaError(
-                f"{type(self.node).__qualname__}: {where} sends from memory that is lost if the "
-                "replica dies; declare it: stateful = True"
-            )
 
     async def _report_done(self) -> None:
         """Say DONE, after the last position is committed: a death after it is no crash."""
