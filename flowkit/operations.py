@@ -206,7 +206,7 @@ class Operations:
                 await self._operate(departure)
                 if departure.forced:
                     notes.append(_forced(replica))
-            notes.append(f"it stays so until: flowkit start {node}")
+            notes.append(f"to start it again: flowkit start {node}")
             return Outcome(f"stopped {node}", self._clock() - began, tuple(notes))
 
     async def _start(self, node: str) -> Outcome:

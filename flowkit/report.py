@@ -165,14 +165,21 @@ def compile_report(
     `last_words` what the replica that was given up printed last; `former` the links that were
     taken out while the project ran.
     """
-    links = []
+    links: list[LinkReport] = []
     for link in [*plan.links, *former]:
         entry = Entry()
         for book in books.values():
             entry.add(book.entries().get(link.index, Entry()))
-        entry.add(replayed.get(link.name, Entry()))
+        if link not in former:
+            entry.add(replayed.get(link.name, Entry()))
         source, target = f"{link.source}.{link.out}", f"{link.target}.{link.into}"
-        links.append(LinkReport(source, target, entry, lossy=link.delivery == "at-most-once"))
+        lossy = link.delivery == "at-most-once"
+        # A link whose terms were changed is another one, with the same ends: people know one.
+        same = [one for one in links if (one.source, one.target) == (source, target)]
+        if link in former and same and same[0].lossy == lossy:
+            same[0].entry.add(entry)
+        else:
+            links.append(LinkReport(source, target, entry, lossy))
     replicas = []
     for key, replica in project.replicas.items():
         gauges = books[key].now()

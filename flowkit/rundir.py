@@ -167,7 +167,7 @@ class RunDirectory:
         raise AlreadyRunning(pid, str(path))
 
     def remove_sockets(self, links: Iterable[int], replica: int, incarnation: int) -> None:
-        """A process that was killed has left its sockets' files behind, one for each output link."""
+        """A process that was killed has left the files of its sockets behind."""
         for link in links:
             for path in self.path.glob(f"l{link}.{replica}.{incarnation}-*"):
                 path.unlink(missing_ok=True)

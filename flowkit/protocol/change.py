@@ -5,7 +5,8 @@ Nothing is lost and nothing doubled, because the links change only where nothing
 1. PREPARING: new replicas are started; their peers do not know them yet.
 2. RESTING: from the sources on, node after node rests. A node is asked when all its producers
    rest: all they sent is acknowledged, so nothing is on its way to it. So a node that rests, rests
-   for good. Only what leads to the change has to rest, not what follows it.
+   for good. (All are told at once to begin nothing new; what they answer to that does not count.)
+   Only what leads to the change has to rest, not what follows it.
 3. RETIRING: replicas that are to go run their orderly end, in the order of the graph: their inputs
    are closed for them alone, `finish()` runs, everything is acknowledged, DONE.
 4. SETTLING: what they said last is settled (only where what follows is to be started anew).
@@ -108,6 +109,8 @@ class Change(Operation):
         return replica in self.added and self.step is not Step.ENDING
 
     def ready(self, replica: Replica) -> None:
+        if self.step is Step.RESTING and replica in self._restless():
+            self._calm(replica)
         if self.step in (Step.RETIRING, Step.SETTLING, Step.APPLYING):
             # It died while everything rests, and has nothing to do before the others have.
             if replica.node in self._resting_nodes() and replica not in self.removed:
@@ -193,6 +196,8 @@ class Change(Operation):
         if self.step is Step.PREPARING and all(one.phase is Phase.READY for one in self.added):
             self._enter(Step.RESTING)
             self.pausing = True
+            for replica in self._restless():
+                self._calm(replica)
         if self.step is Step.RESTING:
             self._ask_for_rest()
             if not self._restless():
@@ -222,6 +227,13 @@ class Change(Operation):
     def _enter(self, step: Step) -> None:
         self.step = step
         self.allow(self._limit)
+
+    def _calm(self, replica: Replica) -> None:
+        """Let it begin nothing more: its timers pause, and groups of messages wait for no company,
+        which would not come. What it answers to this is not the answer that counts."""
+        if replica.phase is Phase.READY:
+            self._paused[replica] = replica.incarnation
+            self._project.tell(replica, control.Rest(0))
 
     def _ask(self, replica: Replica) -> None:
         self._round += 1

@@ -105,7 +105,8 @@ class Rest(msgspec.Struct, tag=True):
     """Supervisor: begin nothing new; answer with `Resting` when nothing is held or unsettled.
 
     Sent when all producers rest already; or to one that is `leaving`, when they hold back what they
-    have for it: it stops reading for good.
+    have for it: it stops reading for good. Round 0 comes before, so that it begins nothing more and
+    waits for no company; the answer to that does not count.
     """
 
     round: int

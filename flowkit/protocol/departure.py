@@ -53,6 +53,10 @@ class Departure(Operation):
         match replica.phase:
             case Phase.READY:
                 self._hold(True)
+                if self._awaited:
+                    # Groups of messages wait for no company, and timers begin nothing more. What it
+                    # answers to this is not the answer that counts.
+                    self._project.tell(replica, control.Rest(self._round, leaving=True))
                 self._advance()
             case Phase.STARTING if self.again:
                 self.step = Step.STARTING

@@ -105,6 +105,17 @@ class Stateful(Pass):
         self.results.send((-1, self.factor))
 
 
+class Grouping(Node):
+    """Takes many at a time, and would wait a long time for them."""
+
+    numbers = In(Item, batch=100_000, within=120.0)
+    results = Out(tuple[int, int])
+
+    def on_numbers(self, items: list[Item]) -> None:
+        for item in items:
+            self.results.send((item.number, 1))
+
+
 class Stuck(Node):
     """Waits for a file, for ever if need be."""
 

@@ -488,6 +488,22 @@ async def flowing_to(project: Supervisor, target: str, more: int) -> None:
     await eventually.on_loop(lambda: done(project, target) >= wanted, 30)
 
 
+@on_loop
+async def test_groups_do_not_wait_when_the_project_is_to_rest(place: Place) -> None:
+    nodes, links = parts(place)
+    nodes["read"]["with"]["pause"] = 0.02
+    nodes["work"] = node("Grouping")
+    async with Supervisor(place.topology(nodes, links), watcher=Silent()) as project:
+        project._operations.limit = 15.0
+        await read(project, 500)
+        assert "killed" not in str(await project.restart("work"))
+        await read(project, 500)
+        await project.scale({"work": 2})
+        await read(project, 500)
+        report = await end(place, project)
+    judge(place, report)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @on_loop
