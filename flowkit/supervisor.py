@@ -308,6 +308,7 @@ class Supervisor(Changeable):
             self._seconds or now - self._began,
             self._last_words,
             self._operations.former,
+            self._figures.began,
         )
 
     def status(self) -> statuses.Status:
@@ -535,6 +536,7 @@ class Supervisor(Changeable):
                 self._watcher.poisoned(action)
             elif isinstance(action, core.Started):
                 self._begin_run()
+                self._figures.begin(self._clock())
                 self._watcher.ready(self._clock() - self._began)
             elif isinstance(action, core.Adopt):
                 self._operations.adopted(action.operation)
