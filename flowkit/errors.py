@@ -181,12 +181,15 @@ class RequestFailed(OperatorError):
     """A running project does not do what was asked for.
 
     `code` is stable, one of `flowkit.protocol.requests`: "refused", "no-such", "not-supported" ...
+    The exit code is 7, or 2 if a topology file has problems.
     """
 
     exit_code = 7
 
     def __init__(self, code: str, text: str, hint: str = "") -> None:
         self.code = code
+        if code == "problems":
+            self.exit_code = 2
         super().__init__(text, hint)
 
 

@@ -91,6 +91,7 @@ class Figures:
         self.sample(scene, now)
         project = scene.project
         changes = self._window.changes()
+        # Those that were added later stand with those of their node.
         order = {node.name: place for place, node in enumerate(scene.plan.nodes)}
         there = sorted(
             (key for key, one in project.replicas.items() if one.phase is not Phase.REMOVED),

@@ -206,8 +206,8 @@ class Operations:
                 await self._operate(departure)
                 if departure.forced:
                     notes.append(_forced(replica))
-            text = f"stopped {node}; start it again with: flowkit start {node}"
-            return Outcome(text, self._clock() - began, tuple(notes))
+            notes.append(f"it stays so until: flowkit start {node}")
+            return Outcome(f"stopped {node}", self._clock() - began, tuple(notes))
 
     async def _start(self, node: str) -> Outcome:
         async with self._begin(draining=True) as began:

@@ -343,7 +343,8 @@ class Supervisor(Changeable):
         self._watcher.record(f"{key[0]}.{key[1]}", record)
 
     def _tell(self, key: tuple[str, int], message: control.FromSupervisor) -> None:
-        self._pass_on(self._project.replicas[key], message)
+        if (replica := self._project.replicas.get(key)) is not None:
+            self._pass_on(replica, message)
 
     # -- set-up --------------------------------------------------------------------------------
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import click
 
-from flowkit.cli.show import table
+from flowkit.cli.show import lines_of, table
 from flowkit.codecs.preview import preview
 from flowkit.errors import OperatorError
-from flowkit.protocol.control import Replayed
+from flowkit.protocol.control import Record, Replayed
 from flowkit.rundir import RunDirectory
 from flowkit.store import DeadLetter, Store
 from flowkit.topology.names import valid
@@ -164,6 +164,10 @@ async def _replay_alone(topology: str, numbers: list[int]) -> list[Replayed]:
 
         def output(self, replica: str, line: bytes) -> None:
             click.echo(f"{replica} | {line.decode('utf-8', 'backslashreplace')}", err=True)
+
+        def record(self, replica: str, record: Record) -> None:
+            for line in lines_of(record):
+                click.echo(f"{replica} | {line}", err=True)
 
         def died(self, event: Died, budget: int | None) -> None:
             click.echo(f"{event.replica.name} died: {event.error or event.code}", err=True)

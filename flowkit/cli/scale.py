@@ -10,7 +10,8 @@ from flowkit.cli.projects import confirm, connect, progress, project_option
 @click.command("scale", short_help="Give nodes of a running project more replicas, or fewer.")
 @click.argument("wanted", metavar="NODE=N...", nargs=-1, required=True)
 @project_option
-def command(wanted: tuple[str, ...], project: str | None) -> None:
+@click.option("--lose-state", is_flag=True, help="Also if that leaves state in memory behind.")
+def command(wanted: tuple[str, ...], project: str | None, lose_state: bool) -> None:
     """Give nodes of a running project another number of replicas, and lose nothing.
 
     Waits until it is true. Exits with 6 if the project does not run, with 7 and the reason if it
@@ -25,4 +26,4 @@ def command(wanted: tuple[str, ...], project: str | None) -> None:
             raise click.UsageError(f"'{node}' is named twice")
         counts[node] = int(number)
     with connect(project) as client:
-        confirm(client.scale(counts, tell=progress))
+        confirm(client.scale(counts, lose_state=lose_state, tell=progress))

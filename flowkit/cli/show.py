@@ -85,10 +85,9 @@ class Screen:
         self._line(replica, line.decode("utf-8", "backslashreplace"))
 
     def record(self, replica: str, record: Record) -> None:
-        when = datetime.fromtimestamp(record.time).strftime("%H:%M:%S")
-        first, *others = record.text.split("\n")
-        self._line(replica, f"{when} {logging.getLevelName(record.level)} {first}", record.level)
-        for line in [*others, *record.traceback.splitlines()]:
+        first, *others = lines_of(record)
+        self._line(replica, first, record.level)
+        for line in others:
             self._line(replica, line)
 
     def ready(self, seconds: float) -> None:
@@ -203,6 +202,14 @@ class Screen:
         except BrokenPipeError:
             self._broken = True
             self.on_broken()
+
+
+def lines_of(record: Record) -> list[str]:
+    """A log record as people read it."""
+    when = datetime.fromtimestamp(record.time).strftime("%H:%M:%S")
+    first, *others = record.text.split("\n")
+    first = f"{when} {logging.getLevelName(record.level)} {first}"
+    return [first, *others, *record.traceback.splitlines()]
 
 
 def window_of_loss(plan: Plan) -> list[str]:

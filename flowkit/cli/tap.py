@@ -49,4 +49,15 @@ def _as_text(item: Any) -> None:
     if isinstance(item, Skipped):
         sys.stdout.write(f"-- {item.count:,} messages were skipped --\n")
         return
-    sys.stdout.write(json.dumps(item, ensure_ascii=False) + "\n")
+    if item["skipped"]:
+        sys.stdout.write(f"-- {item['skipped']:,} messages of it were skipped --\n")
+    value = item["value"]
+    if item["binary"]:
+        shown = f"base64 {value}"
+    else:
+        shown = value if item["cut"] else json.dumps(value, ensure_ascii=False)
+    parts = [f"{item['node']}.{item['replica']}"]
+    if item["key"] is not None:
+        parts.append(f"key {json.dumps(item['key'], ensure_ascii=False)}")
+    parts += [f"{name}: {text}" for name, text in item["headers"].items()]
+    sys.stdout.write(f"{'  '.join(parts)}  {shown}{' ...' if item['cut'] else ''}\n")

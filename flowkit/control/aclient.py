@@ -100,10 +100,15 @@ class AsyncClient(Failures):
     # -- changing ------------------------------------------------------------------------------
 
     async def scale(
-        self, replicas: dict[str, int] | None = None, *, tell: OnTold | None = None, **more: int
+        self,
+        replicas: dict[str, int] | None = None,
+        *,
+        lose_state: bool = False,
+        tell: OnTold | None = None,
+        **more: int,
     ) -> Changed:
         """Give nodes another number of replicas: ``scale(split=4)``, ``scale({"split": 4})``."""
-        wanted = arguments.Scale({**(replicas or {}), **more})
+        wanted = arguments.Scale({**(replicas or {}), **more}, lose_state)
         return await self._ask("scale", wanted, Changed, tell)
 
     async def restart(
@@ -125,11 +130,12 @@ class AsyncClient(Failures):
         file: str | os.PathLike[str] | None = None,
         *,
         dry: bool = False,
+        lose_state: bool = False,
         tell: OnTold | None = None,
     ) -> Changed:
         """Make the running project what its file, or `file`, says now; with `dry` only say how."""
         path = os.path.abspath(file if file is not None else self.place.file)
-        return await self._ask("reload", arguments.Reload(path, dry), Changed, tell)
+        return await self._ask("reload", arguments.Reload(path, dry, lose_state), Changed, tell)
 
     async def set_level(self, node: str, level: str, replica: int | None = None) -> Changed:
         """Set the level of a node's log, or of one replica's: "DEBUG", "WARNING" ..."""

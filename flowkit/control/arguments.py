@@ -24,9 +24,11 @@ class Stream(Struct):
 
 
 class Scale(Struct):
-    """How many replicas each node is to have."""
+    """How many replicas each node is to have. With `lose_state` also of nodes whose state in memory
+    stays behind when keys move."""
 
     replicas: dict[str, int]
+    lose_state: bool = False
 
 
 class Restart(Struct):
@@ -54,6 +56,7 @@ class Reload(Struct):
 
     file: str
     dry: bool = False
+    lose_state: bool = False
 
 
 class Tap(Struct):

@@ -143,10 +143,17 @@ class Client(Failures):
     # -- changing ------------------------------------------------------------------------------
 
     def scale(
-        self, replicas: dict[str, int] | None = None, *, tell: OnTold | None = None, **more: int
+        self,
+        replicas: dict[str, int] | None = None,
+        *,
+        lose_state: bool = False,
+        tell: OnTold | None = None,
+        **more: int,
     ) -> Changed:
         """Give nodes another number of replicas: ``scale(split=4)``, ``scale({"split": 4})``."""
-        return self._ask("scale", arguments.Scale({**(replicas or {}), **more}), Changed, tell)
+        return self._ask(
+            "scale", arguments.Scale({**(replicas or {}), **more}, lose_state), Changed, tell
+        )
 
     def restart(
         self, node: str, replica: int | None = None, *, tell: OnTold | None = None
@@ -167,11 +174,12 @@ class Client(Failures):
         file: str | os.PathLike[str] | None = None,
         *,
         dry: bool = False,
+        lose_state: bool = False,
         tell: OnTold | None = None,
     ) -> Changed:
         """Make the running project what its file, or `file`, says now; with `dry` only say how."""
         path = os.path.abspath(file if file is not None else self.place.file)
-        return self._ask("reload", arguments.Reload(path, dry), Changed, tell)
+        return self._ask("reload", arguments.Reload(path, dry, lose_state), Changed, tell)
 
     def set_level(self, node: str, level: str, replica: int | None = None) -> Changed:
         """Set the level of a node's log, or of one replica's: "DEBUG", "WARNING" ..."""

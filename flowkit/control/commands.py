@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -17,10 +17,11 @@ import msgspec
 from flowkit.control import arguments
 from flowkit.control.recorder import Recorder
 from flowkit.control.records import Changed, Ended, Event, LogLine, RunRecord
-from flowkit.errors import FlowkitError
+from flowkit.errors import FlowkitError, TopologyError
 from flowkit.importing import suggest
 from flowkit.protocol import control, requests
 from flowkit.topology.plan import Plan
+from flowkit.topology.render import as_text, in_order
 
 SHORTEST = 0.1
 """Seconds between two looks at the figures at least, however often a client wants them."""
@@ -201,7 +202,8 @@ async def scale(desk: Desk, wanted: arguments.Scale, reply: Reply) -> Changed:
     for node in wanted.replicas:
         _check_node(desk, node)
     change = _ability(desk, "scale")
-    return _changed(desk, "scaled", await change(dict(wanted.replicas)), None)
+    done = await change(dict(wanted.replicas), lose_state=wanted.lose_state)
+    return _changed(desk, "scaled", done, None)
 
 
 @command("restart", arguments.Restart, change=True)
@@ -231,10 +233,29 @@ async def start(desk: Desk, wanted: arguments.OfNode, reply: Reply) -> Changed:
 @command("reload", arguments.Reload, change=True)
 async def reload(desk: Desk, wanted: arguments.Reload, reply: Reply) -> Changed:
     """Make the running project what its file says now."""
-    if wanted.dry:
-        planned = _ability(desk, "changes")(Path(wanted.file))
-        return Changed(str(planned))
-    return _changed(desk, "reloaded", await _ability(desk, "reload")(Path(wanted.file)), None)
+    try:
+        if wanted.dry:
+            # Importing the classes takes a moment, in a child; the loop turns meanwhile.
+            look = partial(_ability(desk, "changes"), lose_state=wanted.lose_state)
+            planned = await asyncio.to_thread(look, wanted.file)
+            return Changed(
+                "\n".join(planned.lines()) or "nothing has changed",
+                {
+                    "changed": bool(planned),
+                    "refusals": [text for text, _ in planned.refusals],
+                    "hints": list(dict.fromkeys(hint for _, hint in planned.refusals if hint)),
+                },
+            )
+        change = _ability(desk, "reload")
+        done = await change(wanted.file, lose_state=wanted.lose_state)
+    except TopologyError as error:
+        found = in_order(error.problems)
+        text = "\n".join(as_text(problem) for problem in found)
+        count = f"{len(found)} error{'' if len(found) == 1 else 's'}"
+        raise Denial(
+            requests.PROBLEMS, f"{count} in the file: nothing is changed\n{text}"
+        ) from None
+    return _changed(desk, "reloaded", done, None)
 
 
 @command("level", arguments.Level, change=True)
@@ -308,6 +329,8 @@ def _check_node(desk: Desk, node: str) -> None:
 def _changed(desk: Desk, event: str, result: object, node: str | None) -> Changed:
     text = str(result)
     desk.recorder.event(event, text, node=node)
+    nodes = desk.project.plan.nodes
+    desk.recorder.resized(sum(one.replicas for one in nodes), [one.name for one in nodes])
     return Changed(text)
 
 

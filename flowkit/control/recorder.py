@@ -107,6 +107,12 @@ class Recorder:
         self._note_state("draining")
         self.event("draining", watcher.drain(in_flight), in_flight=in_flight)
 
+    def resized(self, replicas: int, nodes: list[str]) -> None:
+        """The project has so many replicas, and these nodes, from now on."""
+        if (replicas, nodes) != (self.run.replicas, self.run.nodes):
+            self.run = msgspec.structs.replace(self.run, replicas=replicas, nodes=nodes)
+            self._write_record()
+
     def ended(self, report: dict[str, Any]) -> None:
         """The project has ended; `report` as `up --report` writes it."""
         status, code = report["status"], report["exit"]

@@ -598,6 +598,8 @@ class Engine:
 
 def _shown(outlet: Outlet, pieces: Sequence[Cut], batches: Sequence[OutBatch]) -> Released:
     """The messages of `pieces`, each once."""
+    if len(pieces) == 1:
+        return Released(pieces[0].messages, pieces[0].keys, pieces[0].headers, batches)
     pairs = list(zip(pieces, batches, strict=True))
     if outlet.router.copies > 1:
         pairs = [pair for pair in pairs if pair[0].group == pieces[0].group]

@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from flowkit.runtime.tracing import TRACEPARENT, TRACESTATE, Context, Trace, Tracer
@@ -153,13 +154,15 @@ class Spans:
         self, channel: str, count: int, contexts: Sequence[Context | None] | None, merged: bool
     ) -> Trace:
         trace = self._trace
-        parents: dict[str, Any] = {}
-        traces = set()
+        distinct: dict[str, Context] = {}
         for context in contexts or ():
-            if context is not None and context[TRACEPARENT] not in parents:
-                found = self._propagator.extract(dict(context))
-                parents[context[TRACEPARENT]] = found
-                traces.add(trace.get_current_span(found).get_span_context().trace_id)
+            if context is not None:
+                distinct.setdefault(context[TRACEPARENT], context)
+        traces = {traceparent.split("-")[1] for traceparent in distinct}
+        parents = {
+            name: self._propagator.extract(dict(context))
+            for name, context in islice(distinct.items(), LINKS)
+        }
         first = next(iter(parents.values()), None)
         destination = f"{self._node}.{channel}"
         span = self._tracer.start_span(
@@ -169,7 +172,7 @@ class Spans:
             kind=trace.SpanKind.CONSUMER,
             links=[
                 trace.Link(trace.get_current_span(parent).get_span_context())
-                for parent in list(parents.values())[:LINKS]
+                for parent in parents.values()
             ],
             attributes={
                 "messaging.system": "flowkit",

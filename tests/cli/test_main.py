@@ -123,7 +123,7 @@ def test_an_unknown_verb_gets_a_guess(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_an_unknown_verb_like_no_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["zzz"]) == 2
-    assert "no verb 'zzz'; verbs are up, check" in capsys.readouterr().err
+    assert "no verb 'zzz'; verbs are up, ls" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -257,6 +257,85 @@ def test_it_survives_the_terminal(place: Place) -> None:
     assert flowkit("down").returncode == 0
 
 
+# ---------------------------------------------------------------------------- changing
+
+
+def test_every_change_is_confirmed(place: Place) -> None:
+    topology = place.topology(
+        {
+            "read": node("Numbers", settings={"until": place.file("stop")}),
+            "work": node("Work", replicas=2, settings={"busy": 100}),
+            "tally": node("Tally", settings={"path": place.file("tally")}),
+        },
+        [link("read.numbers -> work.numbers"), link("work.results -> tally.numbers")],
+    )
+    run = place.up(topology, "--no-http")
+    run.ready()
+
+    scaled = flowkit("scale", "work=3")
+    assert scaled.returncode == 0, scaled.stderr
+    assert scaled.stdout.startswith("work 2 -> 3 replicas in ") and scaled.stdout.count("\n") == 1
+    names = [line.split()[0] for line in flowkit("ps").stdout.splitlines()[1:5]]
+    assert names == ["read.0", "work.0", "work.1", "work.2"], "in the order of the file"
+    assert json.loads(flowkit("ls", "--format", "json").stdout)["replicas"] == 5
+
+    before = run.pid("work.1")
+    restarted = flowkit("restart", "work.1")
+    assert restarted.returncode == 0 and "restarted work.1" in restarted.stdout
+    assert run.pid("work.1") != before
+
+    stopped = flowkit("stop", "work")
+    assert stopped.returncode == 0 and stopped.stdout.startswith("stopped work in ")
+    assert "flowkit start work" in stopped.stdout
+    assert "work.0" not in run.replicas()
+    started = flowkit("start", "work")
+    assert started.returncode == 0 and started.stdout.startswith("started work in ")
+
+    tapped = flowkit("tap", "work.results", "-n", "2", "--format", "json")
+    assert tapped.returncode == 0, tapped.stderr
+    shown = [json.loads(line) for line in tapped.stdout.splitlines()]
+    assert [each["node"] for each in shown] == ["work", "work"]
+    assert all(isinstance(each["value"], int) for each in shown)
+    text = flowkit("tap", "work.results", "-n", "1").stdout.splitlines()[-1]
+    assert text.startswith("work.")
+
+    level = flowkit("logs", "--set-level", "work.0=debug")
+    assert (level.returncode, level.stdout) == (0, "work.0 logs from DEBUG on\n")
+
+    content = json.loads(topology.read_text())
+    content["nodes"]["work"]["replicas"] = 1
+    topology.write_text(json.dumps(content))
+    dry = flowkit("reload", "trial.yaml", "--dry-run")
+    assert (dry.returncode, dry.stdout) == (0, "~ node work: replicas 3 -> 1\n"), dry.stderr
+    reloaded = flowkit("reload")
+    assert reloaded.returncode == 0, reloaded.stderr
+    assert reloaded.stdout.splitlines()[0] == "~ node work: replicas 3 -> 1"
+    assert flowkit("reload").stdout == "nothing has changed\n"
+    content["nodes"]["work"]["replcas"] = 2
+    topology.write_text(json.dumps(content))
+    wrong = flowkit("reload")
+    assert wrong.returncode == 2 and wrong.stdout == ""
+    assert "nothing is changed" in wrong.stderr and "did you mean 'replicas'?" in wrong.stderr
+
+    for arguments, says in [
+        (["scale", "wrok=2"], "did you mean 'work'?"),
+        (["restart", "work.7"], "no replica work.7"),
+        (["tap", "work.result"], "did you mean 'results'?"),
+    ]:
+        failed = flowkit(*arguments)
+        assert (failed.returncode, failed.stdout) == (7, ""), failed.stderr
+        assert says in failed.stderr
+    events = [
+        json.loads(line) for line in flowkit("events", "--format", "json").stdout.splitlines()
+    ]
+    asked = {"scaled", "rolled", "stopped", "resumed", "reloaded", "levelled"}
+    assert asked <= {event["event"] for event in events}
+    place.touch("stop")
+    result = run.wait()
+    assert result.code == 0, result.text
+    place.check_exact(result.link("read.numbers -> work.numbers")["sent"])
+
+
 # ---------------------------------------------------------------------------- ending
 
 

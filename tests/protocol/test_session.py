@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Callable
 from itertools import count
+from typing import Any
 
 import msgspec
 import pytest
@@ -518,6 +520,81 @@ def test_whatever_a_line_loses(seed: int) -> None:
             assert len(heard) + client.skipped.get(id, 0) == total
     count_asked = sum(len(client.asked) for client in world.clients)
     assert len(world.begun) == count_asked > 20
+
+
+def _forgets_early(patch: pytest.MonkeyPatch) -> None:
+    """What is sent is not kept until it is seen."""
+    say = Sessions._say
+
+    def forgetful(self: Sessions, one: Any, said: Any) -> None:
+        say(self, one, said)
+        one.see(one.number)
+
+    patch.setattr(Sessions, "_say", forgetful)
+
+
+def _never_resumes(patch: pytest.MonkeyPatch) -> None:
+    """A client does not care what it has missed."""
+    patch.setattr(Caller, "_resume", lambda self, now: None)
+
+
+def _does_not_count(patch: pytest.MonkeyPatch) -> None:
+    """What is left out is not told."""
+    pack = session._Request._pack
+
+    def silent(self: Any) -> Items:
+        items = pack(self)
+        items.skipped = 0
+        return items
+
+    patch.setattr(session._Request, "_pack", silent)
+
+
+def _carries_out_again(patch: pytest.MonkeyPatch) -> None:
+    """A request that comes again is taken for a new one."""
+    heard = Sessions._heard
+
+    def forgetful(self: Sessions, one: Any, message: Any, now: float) -> None:
+        if isinstance(message, Ask) and message.id <= one.last_id:
+            one.last_id = message.id - 1
+        heard(self, one, message, now)
+
+    patch.setattr(Sessions, "_heard", forgetful)
+
+
+def _believes_a_repetition(patch: pytest.MonkeyPatch) -> None:
+    """A client takes what is sent again for news."""
+    received = Caller.received
+
+    def gullible(self: Caller, body: bytes, now: float) -> Any:
+        message = to_client(body)
+        if isinstance(message, Items) and message.number <= self._seen:
+            return [message]
+        return received(self, body, now)
+
+    patch.setattr(Caller, "received", gullible)
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [
+        _forgets_early,
+        _never_resumes,
+        _does_not_count,
+        _carries_out_again,
+        _believes_a_repetition,
+    ],
+)
+def test_planted_bugs_are_found(
+    mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutate(monkeypatch)
+    for seed in range(25):
+        try:
+            test_whatever_a_line_loses(seed)
+        except AssertionError:
+            return
+    pytest.fail("no schedule has found it")
 
 
 def test_a_client_that_was_silent_for_too_long() -> None:

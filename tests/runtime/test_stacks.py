@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import threading
 import time
@@ -171,6 +172,30 @@ def test_tasks_that_wait_alike_are_counted() -> None:
     assert "Task other waits (most recent call last):" in text
     assert "in handler\n    await deep(event)" in text and "in deep" in text
     assert text.index("in handler") < text.index("in deep")
+
+
+ALONE = """
+import time
+from flowkit import channels
+from flowkit.runtime.child import trust_the_only_thread
+from flowkit.runtime.stacks import Guard
+
+told = []
+trust_the_only_thread()
+guard = Guard(0.01, lambda *facts: told.append(facts))
+guard.note(time.monotonic())
+while not told:
+    time.sleep(0.001)
+print(channels._kind.__name__)
+guard.stop()
+"""
+
+
+def test_the_guard_makes_no_send_look_at_its_thread() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["Messages"]
 
 
 def test_no_loop_and_no_tasks() -> None:
