@@ -15,7 +15,7 @@ from flowkit.protocol.project import Phase, Project, Replica
 from flowkit.report import LinkReport, Report
 from flowkit.runtime import shared
 from flowkit.runtime.books import ReplicaBooks
-from flowkit.sampling import Change, Window
+from flowkit.sampling import Window
 from flowkit.shares import Key
 from flowkit.status import LinkStatus, ReplicaStatus, Status
 from flowkit.topology.plan import LinkPlan, Plan
@@ -57,15 +57,18 @@ class Figures:
 
     def __init__(self) -> None:
         self._window = Window()
-        self._since_start = False
+        self.began: float | None = None
+        """When everybody was ready for the first time. What was before would only dilute what is:
+        nobody had anything to do."""
         self._processes = Processes()
+
+    def begin(self, now: float) -> None:
+        """The sources begin."""
+        self.began = now
+        self._window = Window()
 
     def sample(self, scene: Scene, now: float) -> None:
         """Look at the counters, if it is time to."""
-        if scene.project.started and not self._since_start:
-            # What was before would only dilute what is: nobody had anything to do.
-            self._since_start = True
-            self._window = Window()
         if not self._window.due(now):
             return
         self._processes.keep(scene.pids.values())
@@ -79,16 +82,21 @@ class Figures:
                 before = books.gauges[shared.CPU_NS]
                 counters[shared.CPU_NS] = max(counters[shared.CPU_NS], before + spent * 1e9)
             seen[key] = counters
+            for link, counted in shares.link_counters(books).items():
+                seen[(*key, link)] = counted
         self._window.add(now, seen)
 
     def status(self, scene: Scene, report: Report, now: float, run: Run) -> Status:
         """The project as it is `now`. `report` is what the books say of the whole run."""
         self.sample(scene, now)
         project = scene.project
+        changes = self._window.changes()
         # Those that were added later stand with those of their node.
         order = {node.name: place for place, node in enumerate(scene.plan.nodes)}
-        keys = sorted(project.replicas, key=lambda key: (order.get(key[0], len(order)), key[1]))
-        changes = {key: self._window.change(key) for key in keys}
+        there = sorted(
+            (key for key, one in project.replicas.items() if one.phase is not Phase.REMOVED),
+            key=lambda key: (order.get(key[0], len(order)), key),
+        )
         return Status(
             project=scene.plan.project,
             file=scene.plan.path,
@@ -102,18 +110,26 @@ class Figures:
             ready=_ready(project),
             http=run.http,
             window=self._window.covered,
-            replicas=[self._replica(scene, key, change, now) for key, change in changes.items()],
+            replicas=[self._replica(scene, key, changes, now) for key in there],
+            # Links that were taken out stand at the end of the report.
             links=[
                 _link(link, one, scene.books, changes)
-                for link, one in zip(scene.plan.links, report.links, strict=True)
+                for link, one in zip(scene.plan.links, report.links, strict=False)
             ],
             verdict=self._verdict(scene, report, run),
         )
 
     def situation(self, scene: Scene) -> Situation:
         """How the nodes and links were in the last seconds."""
-        changes = {key: self._window.change(key) for key in scene.project.replicas}
-        return shares.situation(scene.plan, scene.books, changes)
+        replicas = scene.project.replicas
+        working = [key for key, one in replicas.items() if one.phase is Phase.READY]
+        nodes = {node for node, _ in working}
+        # Of a node that has none at work, those count that there are.
+        others = [key for key, one in replicas.items() if key[0] not in nodes]
+        stopped = {key[0] for key in others if replicas[key].phase is Phase.STOPPED}
+        return shares.situation(
+            scene.plan, scene.books, self._window.changes(), [*working, *others], stopped
+        )
 
     def _verdict(self, scene: Scene, report: Report, run: Run) -> Verdict:
         if run.ended:
@@ -122,7 +138,10 @@ class Figures:
             return EARLY
         return verdict(self.situation(scene))
 
-    def _replica(self, scene: Scene, key: Key, change: Change, now: float) -> ReplicaStatus:
+    def _replica(
+        self, scene: Scene, key: Key, changes: shares.Changes, now: float
+    ) -> ReplicaStatus:
+        change = changes.get(key, shares.NOTHING)
         replica = scene.project.replicas[key]
         books = scene.books[key]
         pid = scene.pids.get(key)
@@ -197,20 +216,11 @@ def _link(
     link: LinkPlan,
     report: LinkReport,
     books: Mapping[Key, ReplicaBooks],
-    changes: Mapping[Key, Change],
+    changes: shares.Changes,
 ) -> LinkStatus:
     entry = report.entry
-    mine = {key: one for key, one in books.items() if key[0] == link.source}
-    flows = [one.flows()[link.index] for one in mine.values()]
-    seen = [(changes[key], one) for key, one in mine.items() if key in changes]
-
-    def rates(what: int) -> list[float]:
-        return [
-            shares.of_link(change, one, link.index, what) / change.seconds
-            for change, one in seen
-            if change.seconds > 0
-        ]
-
+    flows = [flow for one in books.values() for at, flow in one.flows().items() if at == link.index]
+    full = shares.of_link(changes, link, shares.FULL_NS)
     return LinkStatus(
         from_=report.source,
         to=report.target,
@@ -229,7 +239,7 @@ def _link(
         credit=sum(flow.credit for flow in flows),
         window=link.window,
         window_bytes=link.window_bytes,
-        full=min(1.0, max(rates(shares.FULL_NS), default=0.0) / 1e9),
+        full=min(1.0, max(full, default=0.0) / 1e9),
         full_seconds=sum(flow.full_ns for flow in flows) / 1e9,
-        rate=sum(rates(shares.DONE)),
+        rate=sum(shares.of_link(changes, link, shares.DONE)),
     )

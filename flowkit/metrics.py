@@ -65,6 +65,8 @@ class NodeShare(Struct, frozen=True):
     """How many messages a handler takes at once, if it takes lists."""
     committing: float = 0.0
     """The part of `busy` that went into making things durable, on average."""
+    stopped: bool = False
+    """Whether the operator has stopped it."""
 
     @property
     def cores(self) -> float | None:
@@ -103,7 +105,7 @@ class Verdict(Struct, frozen=True):
         cores     the same, and no core is free         source  a source reads as fast as it can
         overhead  a link is held up by a node that      input   nothing limits: sources wait
                   is not busy in its handlers           idle    nothing limits: little to do
-                                                        early   not seen enough yet
+        stopped   a node that the operator stopped      early   not seen enough yet
 
     `bottleneck` is a node or the name of a link, None if nothing limits. `busy` is its share of the
     time, `waits` who waits most for it and `waiting` for how much of the time. `advice` and `text`
@@ -122,7 +124,9 @@ class Verdict(Struct, frozen=True):
         """All of it in one line."""
         if self.bottleneck is None:
             return self.advice
-        facts = [f"busy {100 * self.busy:.0f} %"] if self.kind != "window" else []
+        facts = [f"busy {100 * self.busy:.0f} %"]
+        if self.kind in ("window", "stopped"):
+            facts = ["stopped"] if self.kind == "stopped" else []
         if self.waits is not None:
             facts.append(f"{self.waits} waited {100 * self.waiting:.0f} % of the time")
         return f"bottleneck: {self.bottleneck} ({'; '.join(facts)}) - try: {self.advice}"
@@ -135,7 +139,7 @@ EARLY = Verdict(None, 0.0, "too early to say what limits", "early")
 def verdict(situation: Situation) -> Verdict:
     """Say what limits the flow in `situation`."""
     judge = _Judge(situation)
-    return judge.node() or judge.link() or judge.source() or judge.nothing()
+    return judge.stopped() or judge.node() or judge.link() or judge.source() or judge.nothing()
 
 
 class _Judge:
@@ -147,6 +151,15 @@ class _Judge:
         self._nodes = {node.node: node for node in situation.nodes}
 
     # -- the candidates ------------------------------------------------------------------------
+
+    def stopped(self) -> Verdict | None:
+        """A node that was stopped, if others wait for it."""
+        for node in self._workers:
+            link = self._fullest(self._into(node))
+            if node.stopped and link is not None and link.full >= HELD_UP:
+                advice = f"flowkit start {node.node}"
+                return self._verdict(node.node, 0.0, "stopped", advice, link)
+        return None
 
     def node(self) -> Verdict | None:
         """The node that works most, if that is what all wait for."""

@@ -158,12 +158,13 @@ def compile_report(
     seconds: float,
     last_words: str,
     former: Sequence[LinkPlan] = (),
+    began: float | None = None,
 ) -> Report:
     """The report of a run as it stands at `now`, from the books of its replicas by node and number.
 
     `replayed` is what dead letters that were replayed add to the books of links, by name;
     `last_words` what the replica that was given up printed last; `former` the links that were
-    taken out while the project ran.
+    taken out while the project ran; `began` when its sources did.
     """
     links: list[LinkReport] = []
     for link in [*plan.links, *former]:
@@ -197,7 +198,7 @@ def compile_report(
         )
     said = IDLE
     if project.started:
-        said = verdict(situation(plan, books, whole(books, now)))
+        said = verdict(situation(plan, books, whole(books, now, began), books))
     return Report(
         plan.project,
         project.status,

@@ -50,6 +50,12 @@ class Window:
         """Seconds between the oldest sample and the newest."""
         return self._samples[-1][0] - self._samples[0][0] if self._samples else 0.0
 
+    def changes(self) -> dict[Hashable, Change]:
+        """What the counters of everything did that the newest sample has."""
+        return (
+            {thing: self.change(thing) for thing in self._samples[-1][1]} if self._samples else {}
+        )
+
     def change(self, thing: Hashable) -> Change:
         """What the counters of `thing` did, from the oldest sample that has it to the newest."""
         if not self._samples or thing not in self._samples[-1][1]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 
 from flowkit.metrics import LinkShare, NodeShare, Situation
 from flowkit.protocol.ledger import Entry
@@ -15,31 +15,37 @@ from flowkit.topology.plan import LinkPlan, NodePlan, Plan
 Key = tuple[str, int]
 """A replica: node and number."""
 
-SENT = shared.COUNTERS
-"""Place in `counters` of the messages sent on all links; those of single links follow."""
+Changes = Mapping[Hashable, Change]
+"""What counters did: of replicas, by `Key`, and of their output links, by node, number and link."""
 
-_LINKS = SENT + 1
+SENT = shared.COUNTERS
+"""Place in the counters of a replica, after those of `shared`: messages sent, on all links."""
+
 FULL_NS, WINDOW_NS, NO_ROOM, DONE = range(4)
-"""Places in what follows for each output link: see `ledger.Flow`; messages dropped for want of
-room, and done."""
-_EACH = 4
+"""Places in the counters of a link: see `ledger.Flow`; messages dropped for want of room, and
+done."""
 
 
 def counters(books: ReplicaBooks, now: float) -> list[float]:
-    """Everything about a replica that only grows: the counters of `shared`, then what it sent, then
-    four for each output link."""
+    """Everything about a replica that only grows."""
     gauges = books.now()
     since = gauges[shared.SINCE_NS]
     result: list[float] = list(gauges[: shared.COUNTERS])
     if since:
         # A handler that has not returned: its time is not booked yet.
         result[shared.BUSY_NS] += max(0.0, now * 1e9 - since)
-    entries, flows = books.entries(), books.flows()
-    result.append(sum(entry.sent for entry in entries.values()))
-    for link in books.links:
-        entry, flow = entries[link], flows[link]
-        result += [flow.full_ns, flow.window_ns, no_room(entry), entry.done]
+    result.append(sum(entry.sent for entry in books.entries().values()))
     return result
+
+
+def link_counters(books: ReplicaBooks) -> dict[int, list[float]]:
+    """The same of each of its output links."""
+    entries = books.entries()
+    return {
+        link: [flow.full_ns, flow.window_ns, no_room(entries[link]), entries[link].done]
+        for link, flow in books.flows().items()
+        if link in entries
+    }
 
 
 def no_room(entry: Entry) -> int:
@@ -47,12 +53,18 @@ def no_room(entry: Entry) -> int:
     return sum(count for why, count in entry.dropped.items() if why.startswith("no room"))
 
 
-def whole(books: Mapping[Key, ReplicaBooks], now: float) -> dict[Key, Change]:
-    """The counters of all replicas over the whole run."""
-    return {
-        key: Change(mine.seconds(now), counters(mine, now)) if mine.seconds(now) > 0 else NOTHING
-        for key, mine in books.items()
-    }
+def whole(books: Mapping[Key, ReplicaBooks], now: float, began: float | None = None) -> Changes:
+    """What all counters did in the whole run, whose sources have `began` then."""
+    result: dict[Hashable, Change] = {}
+    for key, mine in books.items():
+        seconds = mine.seconds(now)
+        if began is not None:
+            seconds = min(seconds, now - began)
+        if seconds > 0:
+            result[key] = Change(seconds, counters(mine, now))
+            for link, counted in link_counters(mine).items():
+                result[(*key, link)] = Change(seconds, counted)
+    return result
 
 
 NOTHING = Change(0.0, ())
@@ -84,22 +96,35 @@ def cores(change: Change) -> float | None:
     return change.rate(shared.CPU_NS) / 1e9
 
 
-def of_link(change: Change, books: ReplicaBooks, link: int, what: int) -> float:
-    """How much the counter `what` of an output link has grown."""
-    if change.seconds <= 0:
-        return 0.0
-    return change.counters[_LINKS + _EACH * list(books.links).index(link) + what]
+def of_link(changes: Changes, link: LinkPlan, what: int) -> list[float]:
+    """How much the counter `what` of a link grew per second, at each of its producers."""
+    return [
+        change.rate(what)
+        for key, change in changes.items()
+        if isinstance(key, tuple) and len(key) == 3 and key[0] == link.source
+        and key[2] == link.index and change.seconds > 0
+    ]  # fmt: skip
 
 
 def situation(
-    plan: Plan, books: Mapping[Key, ReplicaBooks], changes: Mapping[Key, Change]
+    plan: Plan,
+    books: Mapping[Key, ReplicaBooks],
+    changes: Changes,
+    replicas: Iterable[Key],
+    stopped: Collection[str] = (),
 ) -> Situation:
-    """How the nodes and links of `plan` were while `changes` happened."""
+    """How the nodes and links of `plan` were while `changes` happened, as far as `replicas` had a
+    part in it. The nodes `stopped` are so because the operator wants it."""
+    wanted = sorted(key for key in replicas if key in changes)
     return Situation(
-        [_node(node, books, changes) for node in plan.nodes],
-        [_link(link, books, changes) for link in plan.links],
+        [
+            _node(node, books, changes, [key for key in wanted if key[0] == node.name],
+                  node.name in stopped)
+            for node in plan.nodes
+        ],
+        [_link(link, changes) for link in plan.links],
         processors(),
-    )
+    )  # fmt: skip
 
 
 def processors() -> int:
@@ -110,9 +135,12 @@ def processors() -> int:
 
 
 def _node(
-    node: NodePlan, books: Mapping[Key, ReplicaBooks], changes: Mapping[Key, Change]
+    node: NodePlan,
+    books: Mapping[Key, ReplicaBooks],
+    changes: Changes,
+    keys: Sequence[Key],
+    stopped: bool,
 ) -> NodeShare:
-    keys = sorted(key for key in changes if key[0] == node.name)
     mine = [changes[key] for key in keys]
     gauges = [books[key].now() for key in keys]
     return NodeShare(
@@ -127,31 +155,22 @@ def _node(
         concurrency=max((one[shared.CONCURRENCY] for one in gauges), default=0),
         lists=max((one[shared.LISTS] for one in gauges), default=0),
         committing=sum(share(one, shared.COMMIT_NS) for one in mine) / (len(mine) or 1),
+        stopped=stopped,
     )
 
 
-def _link(
-    link: LinkPlan, books: Mapping[Key, ReplicaBooks], changes: Mapping[Key, Change]
-) -> LinkShare:
-    mine = [
-        (change, books[key])
-        for key, change in changes.items()
-        if key[0] == link.source and change.seconds > 0
-    ]
-
-    def part(what: int) -> list[float]:
-        return [of_link(change, book, link.index, what) / change.seconds for change, book in mine]
-
+def _link(link: LinkPlan, changes: Changes) -> LinkShare:
     # Of several producers the one counts that is held up most.
-    full: Sequence[float] = [one / 1e9 for one in part(FULL_NS)]
+    full = of_link(changes, link, FULL_NS)
     most = max(range(len(full)), key=lambda number: full[number], default=None)
+    by_window = of_link(changes, link, WINDOW_NS)
     return LinkShare(
         source=link.source,
         target=link.target,
         name=link.name,
         route=link.route,
-        full=0.0 if most is None else min(1.0, full[most]),
-        by_window=0.0 if most is None else min(1.0, part(WINDOW_NS)[most] / 1e9),
+        full=0.0 if most is None else min(1.0, full[most] / 1e9),
+        by_window=0.0 if most is None else min(1.0, by_window[most] / 1e9),
         window=link.window,
-        dropping=sum(part(NO_ROOM)),
+        dropping=sum(of_link(changes, link, NO_ROOM)),
     )

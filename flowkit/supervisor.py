@@ -19,7 +19,6 @@ import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from flowkit import __version__
 from flowkit import status as statuses
@@ -269,12 +268,7 @@ class Supervisor(Changeable):
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     # -- what is known -------------------------------------------------------------------------
@@ -312,6 +306,7 @@ class Supervisor(Changeable):
             self._seconds or now - self._began,
             self._last_words,
             self._operations.former,
+            self._figures.began,
         )
 
     def status(self) -> statuses.Status:
@@ -557,6 +552,7 @@ class Supervisor(Changeable):
                     actions.clear()
                     self._project.kill(Status.MISCONFIGURED, f"cannot keep its state: {error}")
                 else:
+                    self._figures.begin(self._clock())
                     self._watcher.ready(self._clock() - self._began)
             elif isinstance(action, core.Adopt):
                 self._operations.adopted(action.operation)

@@ -245,6 +245,16 @@ def test_nothing_limits_when_there_is_nothing_to_do(nodes: list[NodeShare]) -> N
     assert IDLE.text == "nothing limits: there is little to do"
 
 
+def test_a_node_that_was_stopped() -> None:
+    nodes = [source(waiting=0.98), worker("parse", stopped=True), worker("show", 0.0)]
+    said = judge(*nodes, link("read -> parse", 0.98), link("parse -> show"))
+    assert (said.kind, said.bottleneck) == ("stopped", "parse")
+    assert said.text == (
+        "bottleneck: parse (stopped; read waited 98 % of the time) - try: flowkit start parse"
+    )
+    assert judge(*nodes, link("read -> parse", 0.1)).kind != "stopped", "nobody waits for it"
+
+
 def test_it_may_be_too_early() -> None:
     assert EARLY.bottleneck is None and EARLY.text == "too early to say what limits"
 

@@ -85,14 +85,13 @@ class Recorder:
         self._of_replica("restarted" if again else "started", text, replica, "INFO", pid=pid)
 
     def died(self, event: core.Died, budget: int | None) -> None:
-        self._of_replica(
-            "given-up" if event.delay is None else "died",
-            watcher.death(event, budget),
-            event.replica,
-            "ERROR" if event.delay is None else "WARNING",
-            code=event.code,
-            delay=event.delay,
-        )
+        name, level = "died", "WARNING"
+        if event.delay is None:
+            name, level = "given-up", "ERROR"
+        elif event.number == 0:
+            name, level = "finished", "INFO"
+        text = watcher.death(event, budget)
+        self._of_replica(name, text, event.replica, level, code=event.code, delay=event.delay)
 
     def note(self, text: str) -> None:
         self.event("note", text, "WARNING")

@@ -12,6 +12,7 @@ ended          the project has ended (status, reason, exit, seconds)
 started        a replica was started for the first time (pid)
 restarted      a replica was started again (pid)
 died           a replica has died and will be started again (code, delay)
+finished       a replica has reached the end of its stream, and begins again (code, delay)
 given-up       a replica has died and will not be started again (code)
 poisoned       a message has killed its replica again and is given up (link, message)
 note           something else that the operator should know

@@ -51,7 +51,7 @@ class ReplicaBooks:
         for place in range(shared.COUNTERS, shared.GAUGES):
             if place != shared.LENGTH:
                 self.gauges[place] = 0
-        self.flowed = {
+        self.flowed |= {
             link: flow._replace(queued=0, credit=0) for link, flow in self.flows().items()
         }
         self.alive = self.seconds(now)
@@ -77,11 +77,11 @@ class ReplicaBooks:
 
     def flows(self) -> dict[int, Flow]:
         """How each output link flows."""
+        result = dict(self.flowed)
         if self.rows is None:
-            return dict(self.flowed)
-        result = {}
+            return result
         for link, book in zip(self.links, self.rows.books, strict=True):
-            past, live = self.flowed[link], book.flow()
+            past, live = self.flowed.get(link, Flow()), book.flow()
             result[link] = live._replace(
                 sent_bytes=past.sent_bytes + live.sent_bytes,
                 full_ns=past.full_ns + live.full_ns,

@@ -62,6 +62,7 @@ def test_events_have_stable_names_and_facts(state: Path) -> None:
         kept.ready(1.25)
         kept.died(Died(replica(), -9, None, 0.1, ""), 5)
         kept.launched(replica(incarnation=2), 78)
+        kept.died(Died(replica(), 0, None, 0.1, "", 0), 5)
         kept.poisoned(Poisoned(replica(), control.Poison(0, bytes(16), 3)))
         kept.died(Died(replica(), 3, "has had enough", None, "too often"), 5)
         kept.note("odd")
@@ -77,6 +78,7 @@ def test_events_have_stable_names_and_facts(state: Path) -> None:
         "ready",
         "died",
         "restarted",
+        "finished",
         "poisoned",
         "given-up",
         "note",
@@ -87,11 +89,11 @@ def test_events_have_stable_names_and_facts(state: Path) -> None:
     assert found[0]["time"] == "1970-01-01T00:16:40.000000Z"
     assert (found[1]["node"], found[1]["replica"], found[1]["pid"]) == ("work", 1, 77)
     assert (found[3]["code"], found[3]["delay"]) == (-9, 0.1)
-    assert "was killed by SIGKILL" in found[3]["text"] and "restart 0/5" in found[3]["text"]
-    assert found[5]["link"] == "a -> b" and found[5]["message"].endswith("-3")
-    assert found[6]["delay"] is None
-    assert (found[9]["node"], found[9]["replicas"]) == ("work", 3)
-    assert (found[10]["status"], found[10]["exit"]) == ("failed", 3)
+    assert "was killed by SIGKILL" in found[3]["text"] and "restart 1/5" in found[3]["text"]
+    assert found[6]["link"] == "a -> b" and found[6]["message"].endswith("-3")
+    assert found[7]["delay"] is None
+    assert (found[10]["node"], found[10]["replicas"]) == ("work", 3)
+    assert (found[11]["status"], found[11]["exit"]) == ("failed", 3)
     # The supervisor's log says the same.
     said = [line.text for line in history.lines(state, ["supervisor"])]
     assert said == [each["text"] for each in found]

@@ -563,16 +563,20 @@ def _carries_out_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def _believes_a_repetition(patch: pytest.MonkeyPatch) -> None:
-    """A client takes what is sent again for news."""
+    """A client takes what is sent again for news; and everything unseen is sent again."""
     received = Caller.received
 
     def gullible(self: Caller, body: bytes, now: float) -> Any:
         message = to_client(body)
-        if isinstance(message, Items) and message.number <= self._seen:
-            return [message]
+        if isinstance(message, Items) and message.id in self._asked:
+            if message.number <= self._seen:
+                return [message]
         return received(self, body, now)
 
     patch.setattr(Caller, "received", gullible)
+    patch.setattr(session._Session, "see", lambda self, number: None)
+    patch.setattr(session._Session, "open", lambda self: True)
+    patch.setattr(session, "WINDOW", 100_000)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ import pytest
 from flowkit import In, Node, Out, every
 from flowkit.errors import DeclarationError, SettingsError
 from flowkit.importing import NotImportable
-from flowkit.protocol.ledger import ROW
+from flowkit.protocol.ledger import ROW, Flow
 from flowkit.runtime import child, runner, shared, spec
+from flowkit.runtime.books import ReplicaBooks
 from flowkit.runtime.output import LINE, TAIL, Output
 from flowkit.runtime.shared import GAUGES, SharedRows
 from flowkit.transport.memory import MemoryTransport
@@ -402,3 +403,33 @@ def test_messages_that_came_again_are_noted_one_by_one(
     assert len(set(careful)) == len(careful)
     if concurrency:
         assert careful, "what the dead one had in hand came again, carefully"
+
+
+# -- what links do beside their books ------------------------------------------------------------
+
+
+def test_flows_are_summed_over_incarnations_whose_links_change(tmp_path: Path) -> None:
+    books = ReplicaBooks([3, 5], [], replayed=False)
+    assert books.flows() == {3: Flow(), 5: Flow()}
+    books.open(tmp_path / "first", 1.0, [3, 5])
+    assert books.rows is not None
+    books.rows.books[0].sent(1, own=True, size=10)
+    books.rows.books[1].held_up(2.0, window=True)
+    books.rows.books[1].flows(queued=7, credit=1)
+    books.rows.gauges[shared.HANDLED] = 4
+    books.rows.gauges[shared.QUEUE] = 4
+    books.open(tmp_path / "second", 2.0, [5, 9])
+    assert books.rows is not None
+    books.rows.books[0].held_up(1.0, window=False)
+    books.rows.books[1].sent(1, own=True, size=100)
+    books.rows.gauges[shared.HANDLED] = 5
+    expected = {
+        3: Flow(sent_bytes=10),
+        5: Flow(full_ns=3_000_000_000, window_ns=2_000_000_000),
+        9: Flow(sent_bytes=100),
+    }
+    assert books.flows() == expected
+    # Counters add up; how things stood is of the one that lives.
+    assert (books.now()[shared.HANDLED], books.now()[shared.QUEUE]) == (9, 0)
+    books.close(3.0, dead=False)
+    assert books.flows() == expected and books.now()[shared.HANDLED] == 9
