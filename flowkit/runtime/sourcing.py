@@ -1,9 +1,9 @@
 """Where a stream begins: drives `Source.read`, `run()`, and what they send.
 
 A source's batch closes when it holds as many messages as the consumers want in one, or when the
-turn of the loop ends: under load batches grow, at rest a message leaves at once. A plain `read` lets
-the loop turn only between its items, so the clock is looked at often enough that it does. That also
-bounds what a batch of large messages takes: what can be read in a turn. A source reads on only
+turn of the loop ends: under load batches grow, at rest a message leaves at once. A plain `read`
+lets the loop turn only between its items, so the clock is looked at often enough that it does. That
+also bounds what a batch of large messages takes: what can be read in a turn. A source reads on only
 while its consumers take what it has.
 """
 
