@@ -613,10 +613,22 @@ def _encode(
     headers: list[Any] | None,
     size: int,
 ) -> Iterable[tuple[Cut, Payload, bytes]]:
-    for piece in outlet.router.cut(messages, keys, headers, max(size, 1)) if messages else ():
-        payload = outlet.codec.encode(piece.messages)
-        for part, body in _halve(outlet.codec.encode, piece, payload):
-            yield part, body, encode_extras(part.keys, part.headers)
+    if not messages:
+        return
+    router, encode = outlet.router, outlet.codec.encode
+    shared: dict[int, list[tuple[Cut, Payload, bytes]]] = {}
+    """By chunk: what several replicas get is encoded, and kept until it is acknowledged, once."""
+    for piece in router.cut(messages, keys, headers, max(size, 1)):
+        made = shared.get(piece.chunk)
+        if made is None:
+            halves = _halve(encode, piece, encode(piece.messages))
+            made = [(part, body, encode_extras(part.keys, part.headers)) for part, body in halves]
+            if router.copies > 1:
+                shared[piece.chunk] = made
+            yield from made
+        else:
+            for part, body, extras in made:
+                yield part._replace(group=piece.group, slot=piece.slot), body, extras
 
 
 def _halve(

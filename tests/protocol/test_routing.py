@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis.strategies import integers, lists, none, one_of, sampled_from, text, tuples
 
+from flowkit.codecs import decode_extras
 from flowkit.errors import EncodeError
 from flowkit.message import SLOTS, slot_of
+from flowkit.protocol.events import ToConsumer
 from flowkit.protocol.routing import ANY, Cut, Router, extractor
+from flowkit.wire import Data
+from tests.protocol.link import CODEC, HELLO, TERMS, changed, producer_engine, said
 
 KEYS = one_of(text(max_size=3), integers(-5, 5), none(), tuples(text(max_size=1), integers(0, 2)))
 ROUTES = sampled_from(["balance", "key", "broadcast"])
@@ -80,6 +84,31 @@ def test_chunks_are_numbered_by_slot() -> None:
         (1, 1, "cd"),
         (1, 2, "e"),
     ]
+
+
+@pytest.mark.parametrize("size", [3, 10])
+def test_what_all_replicas_get_is_encoded_once(size: int) -> None:
+    """And kept once until they have acknowledged it; each gets its own, whole and in order."""
+    engine = producer_engine(replace(TERMS, consumers=3, route="broadcast"))
+    for replica in range(3):
+        peer = b"%d" % replica
+        engine.from_consumer(0, peer, changed(HELLO, replica=replica, max_count=size))
+    root = engine.begin()
+    engine.release(root, "out", list(range(10)), [*range(10)], None)
+    root.finish()
+    sent: dict[bytes, list[Data]] = defaultdict(list)
+    for action in said(engine):
+        if isinstance(action, ToConsumer) and isinstance(action.frame, Data):
+            sent[action.peer].append(action.frame)
+    assert sent.keys() == {b"0", b"1", b"2"}
+    for frames in sent.values():
+        got = [CODEC.decode(frame.payload, frame.count) for frame in frames]
+        keys = [decode_extras(frame.extras, frame.count)[0] for frame in frames]
+        assert got == keys == [list(range(10)[at : at + size]) for at in range(0, 10, size)]
+    ids = [frame.id for frames in sent.values() for frame in frames]
+    assert len(set(ids)) == len(ids)
+    for same in zip(*sent.values(), strict=True):
+        assert len({id(frame.payload) for frame in same}) == 1
 
 
 def test_an_explicit_key_stands_above_the_field() -> None:
