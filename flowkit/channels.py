@@ -171,9 +171,11 @@ class _Waking(_Guarded):
         self._began()
 
     def extend(self, messages: Iterable[Any]) -> None:
-        super().extend(messages)
-        if self:
-            self._began()
+        try:
+            super().extend(messages)
+        finally:  # an iterable that raises has given what came before
+            if self:
+                self._began()
 
     def _began(self) -> None:
         self.__class__ = _kind  # type: ignore[assignment]

@@ -101,6 +101,16 @@ def test_the_first_message_is_told_and_the_first_after_each_taking(port: OutPort
     assert told == [1, 2] and port.sent == [5, 6, 7]
 
 
+def test_what_came_before_an_iterable_failed_is_told_as_well(port: OutPort[Any]) -> None:
+    """Whoever goes on after the error has sent it."""
+    told: list[int] = []
+    box = Outbox(lambda: told.append(len(box.messages)))
+    port.use(box)
+    with pytest.raises(ValueError, match="x"):
+        port.send_many(int(text) for text in ("1", "2", "x", "3"))
+    assert port.sent == [1, 2] and told == [2]
+
+
 def test_a_process_of_one_thread_looks_for_others_only_once_there_are_some() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", ONE_THREAD],

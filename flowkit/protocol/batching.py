@@ -17,11 +17,12 @@ SLOW = 0.020
 """Seconds: a batch that took more is halved, so that the loop turns at least that often."""
 
 LARGE = 1 << 20
-"""Bytes: a batch that is larger is halved, whatever time it took: beyond this size the copy costs
-more than the frame."""
+"""Bytes: batches that would be larger are halved, whatever time they take: beyond this size the
+copy costs more than the frame."""
 
 LARGE_EACH = 64 << 10
-"""Bytes of a message from which on it is not copied with its batch, which may then be larger."""
+"""Bytes of a message from which on it is not copied with its batch if it is bytes itself; the batch
+may then be larger."""
 LARGE_WHOLE = 8 << 20
 """Bytes of a batch of such messages."""
 
@@ -51,7 +52,7 @@ class Pace:
         self._message: float | None = None
 
     def record(self, count: int, size: int, seconds: float) -> None:
-        """A batch of `count` messages, `size` bytes in all, was handled in `seconds`."""
+        """A batch or list of `count` messages, `size` bytes in all, was handled in `seconds`."""
         if not count:
             return
         seconds = max(seconds, 1e-9)  # a clock that is too coarse to see it
@@ -61,7 +62,9 @@ class Pace:
         )
         self._batch += (seconds - self._batch) / 8
         large = LARGE if size < count * LARGE_EACH else LARGE_WHOLE
-        if seconds > SLOW or size > large:
+        # Batches are cut in two on their way where they are much too large, and lists are made of
+        # several: what counts is how large one would be that holds as many as may be asked for.
+        if seconds > SLOW or size * self.max_count > large * count:
             self.max_count = max(1, min(self.max_count, count) // 2)
         else:
             # Judged by the cost of a message, not by whether this batch was full: what arrives now

@@ -613,36 +613,52 @@ def _encode(
     headers: list[Any] | None,
     size: int,
 ) -> Iterable[tuple[Cut, Payload, bytes]]:
-    for piece in outlet.router.cut(messages, keys, headers, max(size, 1)) if messages else ():
-        payload = outlet.codec.encode(piece.messages)
-        for part, body in _halve(outlet.codec.encode, piece, payload):
-            yield part, body, encode_extras(part.keys, part.headers)
-
-
-def _halve(
-    encode: Callable[[Sequence[Any]], Payload], piece: Cut, payload: Payload
-) -> Iterable[tuple[Cut, Payload]]:
-    """Cut a piece that is too large in two, and again. Depends on its content alone."""
-    if len(payload) <= BATCH_BYTES:
-        yield piece, payload
+    if not messages:
         return
-    count = len(piece.messages)
-    if count == 1:
-        if len(payload) > MESSAGE_BYTES:
+    router, encode = outlet.router, outlet.codec.encode
+    shared: dict[int, list[tuple[Cut, Payload, bytes]]] = {}
+    """By chunk: what several replicas get is encoded, and kept until it is acknowledged, once."""
+    for piece in router.cut(messages, keys, headers, max(size, 1)):
+        made = shared.get(piece.chunk)
+        if made is None:
+            made = [
+                (part, payload, encode_extras(part.keys, part.headers))
+                for part, payload in _sized(encode, piece)
+            ]
+            if router.copies > 1:
+                shared[piece.chunk] = made
+            yield from made
+        else:
+            for part, payload, extras in made:
+                yield part._replace(group=piece.group, slot=piece.slot), payload, extras
+
+
+def _sized(encode: Callable[[Sequence[Any]], Payload], whole: Cut) -> Iterable[tuple[Cut, Payload]]:
+    """Encode a piece; cut it in two, and again, where it is too large. Depends on its content
+    alone."""
+    pieces = [whole]
+    while pieces:
+        piece = pieces.pop()
+        payload = encode(piece.messages)
+        size, count = len(payload), len(piece.messages)
+        if size <= BATCH_BYTES or (count == 1 and size <= MESSAGE_BYTES):
+            yield piece, payload
+        elif count == 1:
             raise MessageTooLarge(
-                f"a message of {len(payload):,} bytes; the limit is {MESSAGE_BYTES:,}",
-                len(payload),
-                MESSAGE_BYTES,
+                f"a message of {size:,} bytes; the limit is {MESSAGE_BYTES:,}", size, MESSAGE_BYTES
             )
-        yield piece, payload
-        return
-    for part in (slice(0, count // 2), slice(count // 2, count)):
-        half = piece._replace(
-            messages=piece.messages[part],
-            keys=None if piece.keys is None else piece.keys[part],
-            headers=None if piece.headers is None else piece.headers[part],
-        )
-        yield from _halve(encode, half, encode(half.messages))
+        else:
+            del payload  # it may be much larger than what is made of it at a time
+            half = count // 2
+            pieces += [_part(piece, slice(half, count)), _part(piece, slice(0, half))]
+
+
+def _part(piece: Cut, place: slice) -> Cut:
+    return piece._replace(
+        messages=piece.messages[place],
+        keys=None if piece.keys is None else piece.keys[place],
+        headers=None if piece.headers is None else piece.headers[place],
+    )
 
 
 _Columns = tuple[list[Any], list[Key] | None, list[Any] | None]

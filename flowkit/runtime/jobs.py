@@ -40,6 +40,11 @@ class _Piece(NamedTuple):
     contexts: Sequence[Context | None] | None
     """The traces that the messages belong to, if any does."""
 
+    @property
+    def size(self) -> int:
+        """The bytes of its messages, as far as their batch tells."""
+        return self.batch.size * len(self.messages) // self.batch.count
+
     def part(self, start: int, stop: int) -> _Piece:
         if start == 0 and stop >= len(self.messages):
             return self
@@ -204,6 +209,8 @@ class JobInlet(Inlet):
         count = len(piece.messages)
         careful = is_careful(batch)
         if self.channel.within is None or careful:
+            while self._grouped:
+                self._hand_over()  # what came before goes first
             # A message that may be the one that kills is handed over alone, and at once.
             size = 1 if careful else self.channel.batch or 1
             units = [_Unit([piece.part(at, at + size)]) for at in range(0, count, size)]
@@ -284,7 +291,8 @@ class JobInlet(Inlet):
             if one.remaining == 0:
                 del self._held[piece.batch]
                 one.work.finish()
-        self._add(_Job(root, [_Unit(pieces)], self.shop.clock(), 0, self._trace(pieces)))
+        size = sum(piece.size for piece in pieces)
+        self._add(_Job(root, [_Unit(pieces)], self.shop.clock(), size, self._trace(pieces)))
 
     def _add(self, job: _Job) -> None:
         if self._ordered:

@@ -1,8 +1,10 @@
 """Where a stream begins: drives `Source.read`, `run()`, and what they send.
 
 A source's batch closes when it holds as many messages as the consumers want in one, or when the
-turn of the loop ends: under load batches grow, at rest a message leaves at once. A source reads on
-only while its consumers take what it has.
+turn of the loop ends: under load batches grow, at rest a message leaves at once. A plain `read`
+lets the loop turn only between its items, so the clock is looked at often enough that it does. That
+also bounds what a batch of large messages takes: what can be read in a turn. A source reads on only
+while its consumers take what it has.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ Release = Callable[[Work, dict[str, Outbox]], None]
 
 TURN = 0.010
 """Seconds that a source reads before the loop turns."""
+
+LOOK = 128
+"""Messages read between two looks at the clock, at most; fewer where they come slowly."""
 
 
 class Outflow:
@@ -173,7 +178,15 @@ class SourceDriver(_Driver):
         self._gauges = gauges
         (self._name,) = node.__flowkit__.outputs
         self._box = Outbox()
+        self._full = 1
+        """Messages that the batch should hold."""
         self._limit = 1
+        """Messages in the batch at which there is something to look at."""
+        self._until = 0.0
+        self._looked = 0.0
+        self._step = 1
+        self._turning = False
+        """Whether the loop has not turned since a message was read, and tells when it does."""
         self._checked = False
 
     async def run(self) -> None:
@@ -200,7 +213,6 @@ class SourceDriver(_Driver):
 
     async def _pull_async(self, items: AsyncIterator[Any]) -> None:
         box = self._box
-        self._until = self._clock() + TURN
         async for item in items:
             message, position = item if self._checked else self._check(item)
             if type(message) is Many:
@@ -208,12 +220,12 @@ class SourceDriver(_Driver):
             else:
                 box.messages.append(message)
             self._position = position
-            if len(box.messages) >= self._limit:
-                await self._reached()
+            if len(box.messages) >= self._limit and not self._goes_on():
+                await self._reached(self._turning)
 
     async def _pull_plain(self, items: Iterator[Any]) -> None:
         box = self._box
-        self._until = self._clock() + TURN
+        self._begin_turn()
         for item in items:
             message, position = item if self._checked else self._check(item)
             if type(message) is Many:
@@ -221,8 +233,8 @@ class SourceDriver(_Driver):
             else:
                 box.messages.append(message)
             self._position = position
-            if len(box.messages) >= self._limit:
-                await self._reached()
+            if len(box.messages) >= self._limit and not self._goes_on():
+                await self._reached(True)
 
     def _check(self, item: Any) -> tuple[Any, Any]:
         """The first item tells whether `read` yields pairs; a text of two letters is none."""
@@ -234,25 +246,50 @@ class SourceDriver(_Driver):
         self._checked = True
         return item
 
-    async def _reached(self) -> None:
-        """The batch is full, or this is its first message."""
+    def _begin_turn(self) -> None:
+        self._looked = self._clock()
+        self._until = self._looked + TURN
+
+    def _goes_on(self) -> bool:
+        """Whether the batch, which is not its first message alone, has room and time for more."""
+        count = len(self._box.messages)
+        now = self._clock()
+        self._step = min(2 * self._step, LOOK) if now - self._looked < TURN / 4 else 1
+        if self._limit == 1 or count >= self._full or now >= self._until:
+            return False
+        self._looked = now
+        self._limit = min(count + self._step, self._full)
+        return True
+
+    async def _reached(self, in_turn: bool) -> None:
+        """The batch is full, its turn is over, or this is its first message. `in_turn`: whether the
+        loop cannot have turned since the turn began."""
         if not self._engine.room:
             await self._outflow.room()
-            self._until = self._clock() + TURN
-        count = self._engine.root_count(self._name)
-        if len(self._box.messages) < count:
-            self._limit = count
+            in_turn = False
+        if not in_turn:
+            self._begin_turn()
+        self._full = self._engine.root_count(self._name)
+        count = len(self._box.messages)
+        if count < self._full and self._clock() < self._until:
+            self._limit = min(count + self._step, self._full)
             # If `read` waits before the batch is full, it leaves at the end of this turn.
-            asyncio.get_running_loop().call_soon(self._emit)
+            if not self._turning:
+                self._turning = True
+                asyncio.get_running_loop().call_soon(self._turned)
             return
         self._emit()
         self._turn()
         if self._clock() >= self._until:
             await asyncio.sleep(0)
-            self._until = self._clock() + TURN
+            self._begin_turn()
         if not self._engine.room:
             await self._outflow.room()
-            self._until = self._clock() + TURN
+            self._begin_turn()
+
+    def _turned(self) -> None:
+        self._turning = False
+        self._emit()
 
     def resume(self) -> None:
         self._emit()

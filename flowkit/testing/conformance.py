@@ -165,15 +165,21 @@ class EndpointConformance(_Conformance):
     def test_what_is_sent_may_be_changed_afterwards(self) -> None:
         async def test(make: Callable[[], Transport]) -> None:
             hub, peer, name = await self.pair(make())
-            buffer = bytearray(b"a" * 200_000)
-            parts = [b"header", bytes(buffer)]
-            assert peer.connection.send(parts)
-            parts[1] = b"other"
-            parts.append(b"more")
-            assert peer.connection.send([memoryview(buffer)])  # type: ignore[list-item]
-            buffer[:] = b"b" * len(buffer)
-            await until(lambda: hub.count == 2)
-            assert hub.heard[name] == [[b"header", b"a" * 200_000], [b"a" * 200_000]]
+            hub.then = lambda name, parts: _true(hub.send(name, b"heard"))
+            for number, size in enumerate((200_000, 2_000_000), 1):
+                content = b"a" * size
+                first, last = bytearray(content), bytearray(content)
+                parts = [b"header", content]
+                assert peer.connection.send(parts)
+                parts[1] = b"other"
+                parts.append(b"more")
+                assert peer.connection.send([first, memoryview(last)])  # type: ignore[list-item]
+                first[:] = last[:] = b"b" * size
+                while len(peer.heard) < 2 * number:
+                    await asyncio.sleep(0.001)
+                assert hub.heard[name][-2:] == [[b"header", content], [content, content]]
+
+        self.run(test)
 
         self.run(test)
 

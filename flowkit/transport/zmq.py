@@ -58,8 +58,8 @@ TURN_MESSAGES = 1000
 """For how long, and for how many messages, an endpoint may hold the loop before others come."""
 
 ZERO_COPY = 256 << 10
-"""Bytes from which on a part is sent from where it lies. Below that a copy is cheaper than the
-thread of pyzmq that is told when ZeroMQ is done with it."""
+"""Length from which on a part that cannot be changed, bytes, is sent from where it lies. Below that
+a copy is cheaper than the thread of pyzmq that is told when ZeroMQ is done with it."""
 
 MAX_FRAME = (1 << 30) + (1 << 16)
 """A line that announces a larger part is dropped before memory is taken for it."""
@@ -189,12 +189,9 @@ class _Endpoint:
             if first is not None:
                 send(first, _MORE)
             for part in parts[:-1]:
-                if len(part) < ZERO_COPY:
-                    send(part, _MORE)
-                else:
-                    send(part, _MORE, False)
+                send(part, _MORE, len(part) < ZERO_COPY or type(part) is not bytes)
             last = parts[-1]
-            send(last, _WAIT_NOT, len(last) < ZERO_COPY)
+            send(last, _WAIT_NOT, len(last) < ZERO_COPY or type(last) is not bytes)
         except zmq.ZMQError as error:
             if error.errno not in _GONE:
                 raise

@@ -85,6 +85,23 @@ def test_messages_that_are_not_copied_may_fill_a_larger_batch() -> None:
     assert pace.max_count < 64
 
 
+def test_messages_that_become_large_come_in_small_batches_soon() -> None:
+    """What arrives was cut to what a frame may hold: that is no sign of its being small."""
+    pace = settled(1e-7)
+    assert pace.max_count == MAX_COUNT
+    for _ in range(12):
+        count = min(pace.max_count, LARGE_WHOLE >> 20)
+        pace.record(count, count << 20, 0.0001)
+    assert 1 < pace.max_count <= LARGE_WHOLE >> 20
+
+
+def test_a_list_that_is_larger_than_any_batch_does_not_make_them_small() -> None:
+    pace = settled(1e-7)
+    for _ in range(12):
+        pace.record(500, 500 << 20, 0.005)
+    assert LARGE_WHOLE >> 22 < pace.max_count <= LARGE_WHOLE >> 20
+
+
 def test_a_message_larger_than_all_travels_alone() -> None:
     assert settled(1e-7, size=100 * LARGE).max_count == 1
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis.strategies import integers, lists, none, one_of, sampled_from, text, tuples
 
+from flowkit.codecs import codec_for, decode_extras
 from flowkit.errors import EncodeError
 from flowkit.message import SLOTS, slot_of
+from flowkit.protocol import engine
+from flowkit.protocol.batching import MAX_COUNT
+from flowkit.protocol.events import ToConsumer
+from flowkit.protocol.ledger import ROW, Books
 from flowkit.protocol.routing import ANY, Cut, Router, extractor
+from flowkit.wire import Data
+from tests.protocol.link import CODEC, HELLO, TERMS, changed, identity, producer_engine, said
 
 KEYS = one_of(text(max_size=3), integers(-5, 5), none(), tuples(text(max_size=1), integers(0, 2)))
 ROUTES = sampled_from(["balance", "key", "broadcast"])
@@ -80,6 +88,79 @@ def test_chunks_are_numbered_by_slot() -> None:
         (1, 1, "cd"),
         (1, 2, "e"),
     ]
+
+
+@pytest.mark.parametrize("size", [3, 10])
+def test_what_all_replicas_get_is_encoded_once(size: int) -> None:
+    """And kept once until they have acknowledged it; each gets its own, whole and in order."""
+    producer = producer_engine(replace(TERMS, consumers=3, route="broadcast"))
+    for replica in range(3):
+        peer = b"%d" % replica
+        producer.from_consumer(0, peer, changed(HELLO, replica=replica, max_count=size))
+    producer.release(producer.begin(), "out", list(range(10)), [*range(10)], None)
+    sent: dict[bytes, list[Data]] = defaultdict(list)
+    for action in said(producer):
+        if isinstance(action, ToConsumer) and isinstance(action.frame, Data):
+            sent[action.peer].append(action.frame)
+    assert sent.keys() == {b"0", b"1", b"2"}
+    for frames in sent.values():
+        got = [CODEC.decode(frame.payload, frame.count) for frame in frames]
+        keys = [decode_extras(frame.extras, frame.count)[0] for frame in frames]
+        assert got == keys == [list(range(10)[at : at + size]) for at in range(0, 10, size)]
+    ids = [frame.id for frames in sent.values() for frame in frames]
+    assert len(set(ids)) == len(ids)
+    for same in zip(*sent.values(), strict=True):
+        assert len({id(frame.payload) for frame in same}) == 1
+
+
+def released(messages: list[bytes]) -> list[tuple[bytes, list[bytes]]]:
+    """The batches that become of `messages`: their ids, and what is in them."""
+    codec = codec_for(bytes)
+    output = (TERMS, Router("balance", 1), codec, Books([0] * ROW))
+    producer = engine.Engine(identity("s"), [], [output])
+    # Room for everything: what is looked at is how it is cut.
+    room = {"limit": 1 << 20, "limit_bytes": 1 << 30, "max_count": MAX_COUNT}
+    producer.from_consumer(0, b"p", changed(HELLO, **room))
+    producer.release(producer.begin(), "out", messages)
+    frames = [one.frame for one in said(producer) if isinstance(one, ToConsumer)]
+    return [
+        (frame.id, codec.decode(frame.payload, frame.count))
+        for frame in frames
+        if isinstance(frame, Data)
+    ]
+
+
+@given(lists(sampled_from([0, 1, 20, 70, 100, 101, 200, 800]), min_size=1, max_size=40))
+def test_what_is_too_large_for_one_batch_is_cut_the_same_way_each_time(sizes: list[int]) -> None:
+    messages = [bytes([number]) * size for number, size in enumerate(sizes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "BATCH_BYTES", 120)
+        batches = released(messages)
+        assert batches == released(messages)
+    assert [message for _, batch in batches for message in batch] == messages
+    for _, batch in batches:
+        assert len(batch) == 1 or len(codec_for(bytes).encode(batch)) <= 120
+    # And not into crumbs: only what is itself too large makes its neighbours part.
+    large = sum(size > 60 for size in sizes)
+    assert len(batches) <= 1 + large * 7
+
+
+def test_a_batch_that_is_cut_is_not_encoded_many_times_over_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stream whose messages become large: they were to be one batch, with the small ones."""
+    monkeypatch.setattr(engine, "BATCH_BYTES", 1 << 18)
+    messages = [b"small", *(bytes(1 << 16) for _ in range(512))]
+    released(messages[:10])
+    tracemalloc.start()
+    try:
+        batches = released(messages)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(batches) > 100
+    # What is made of them, decoded here, and once all together before it is cut.
+    assert most < 2.5 * 512 * (1 << 16)
 
 
 def test_an_explicit_key_stands_above_the_field() -> None:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from flowkit import In, Meta, Node, Out, Source
+from flowkit.codecs import codec_for
+from flowkit.protocol.batching import LARGE_WHOLE, Pace
+from flowkit.protocol.ledger import ROW
+from flowkit.protocol.lineage import Roots, Work, root_id
+from flowkit.protocol.receiver import InBatch
+from flowkit.runtime.handling import Ports, Undertaker
+from flowkit.runtime.inlet import Shop
+from flowkit.runtime.jobs import JobInlet
+from flowkit.topology.plan import ErrorPolicy
+from flowkit.wire import Data
 from tests.runtime.stage import books, collect, link, numbers
 
 
@@ -204,3 +215,90 @@ def test_groups_of_several_inputs_do_not_mix(play: Any) -> None:
         {"a": numbers(50), "b": numbers(50, first=100), "c": Two}, ["a.out -> c.x", "b.out -> c.y"]
     )
     assert got == {"x": list(range(50)), "y": list(range(100, 150))}
+
+
+# -- the inlet alone: what is hard to bring about with processes ----------------------------------
+
+
+class Counter:
+    """Stands for an engine with one input, whose batches are put into `batches`."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[InBatch, Work]] = []
+        self.inboxes = {"x": SimpleNamespace(pace=Pace(), ended=False)}
+        self.roots = Roots(1, 1)
+        self.settled: list[bytes] = []
+
+    def take(self, channel: str) -> tuple[InBatch, Work] | None:
+        return self.batches.pop(0) if self.batches else None
+
+    def begin(self, position: Any = None, parents: tuple[Work, ...] = ()) -> Work:
+        return self.roots.open(position, parents)
+
+    def put(self, messages: list[Any], attempts: int = 0) -> bytes:
+        """A batch of `messages` comes in; its id."""
+        payload = codec_for(bytes).encode(messages)
+        batch_id = root_id(2, 1, len(self.batches) + 1)
+        frame = Data(1, 1, batch_id, 0, 1, len(messages), attempts, payload)
+        terms = SimpleNamespace(index=0, name="a.out -> b.x", into="x", lossy=False)
+        receiver: Any = SimpleNamespace(terms=terms, unhandled=1)
+        batch = InBatch(receiver, frame, lambda: self.settled.append(batch_id))
+        self.batches.append((batch, batch))
+        return batch_id
+
+
+def inlet_of(node: Node, counter: Counter) -> JobInlet:
+    def release(work: Work, boxes: Any) -> None:
+        work.finish()
+
+    shop = Shop(
+        node,
+        counter,  # type: ignore[arg-type]
+        Ports(node),
+        Undertaker(("b", 0), ErrorPolicy(0, "drop"), "run", lambda letters: None),
+        {0: codec_for(bytes)},
+        release,
+        lambda: 0.0,
+        lambda: None,
+        pytest.fail,
+        [0] * ROW,
+    )
+    return JobInlet(shop, node.__flowkit__.inputs["x"], 1, [])
+
+
+def grouping(got: list[list[bytes]], batch: int) -> Node:
+    class Lists(Node):
+        x = In(bytes, batch=batch, within="1h")
+
+        def on_x(self, messages: list[bytes]) -> None:
+            got.append(messages)
+
+    return Lists()
+
+
+def test_what_waits_for_a_list_goes_before_what_is_handled_with_care() -> None:
+    """A line breaks: what had arrived stays, and what had not comes again, for the second time.
+    The order of both is that of their sending."""
+    got: list[list[bytes]] = []
+    counter = Counter()
+    inlet = inlet_of(grouping(got, batch=100), counter)
+    ids = [counter.put([b"1", b"2"]), counter.put([b"3", b"4"], attempts=1), counter.put([b"5"])]
+    while inlet.step():
+        pass
+    assert got == [[b"1", b"2"], [b"3"], [b"4"]]
+    assert counter.settled == ids[:2] and not inlet.idle
+
+
+@pytest.mark.parametrize("count", [5, 1])
+def test_lists_of_large_messages_ask_for_small_batches(count: int) -> None:
+    """A list is judged by its bytes as a batch is, however many batches it is made of."""
+    got: list[list[bytes]] = []
+    counter = Counter()
+    inlet = inlet_of(grouping(got, batch=10), counter)
+    pace = counter.inboxes["x"].pace
+    for _ in range(200):
+        counter.put([bytes(1 << 20)] * count)
+    while inlet.step():
+        pass
+    assert flat(got) == [bytes(1 << 20)] * (200 * count)
+    assert 1 < pace.max_count <= LARGE_WHOLE >> 20

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from flowkit import In, Many, Node, Out, Source
+from flowkit.channels import Outbox
 from flowkit.errors import DirtyStop
+from flowkit.protocol.batching import MAX_COUNT
+from flowkit.protocol.ledger import ROW
+from flowkit.runtime.sourcing import LOOK, TURN, Outflow, SourceDriver
 from tests.runtime.stage import Part, books, collect, link, numbers
 
 
@@ -103,6 +109,109 @@ def test_a_message_leaves_at_once_when_the_source_waits(play: Any) -> None:
 
     play({"a": Asks, "b": Answers}, ["a.out -> b.x"])
     assert got == list(range(300))
+
+
+class Desk:
+    """What a `SourceDriver` needs of a replica whose consumers want large batches; `cost` is what
+    an item takes, on a clock that stands still otherwise."""
+
+    room = True
+
+    def __init__(self, cost: Callable[[int], float]) -> None:
+        self.cost = cost
+        self.now = 100.0
+        self.read_at: list[float] = []
+        self.sent: list[list[int]] = []
+        self.turned_at: list[float] = []
+        self.names = ["out"]
+
+    def root_count(self, name: str) -> int:
+        return MAX_COUNT
+
+    def begin(self, position: Any) -> Any:
+        return None
+
+    def release(self, work: Any, boxes: dict[str, Outbox]) -> None:
+        self.sent.append(boxes["out"].take()[0])
+
+    def item(self, number: int) -> tuple[int, int]:
+        self.now += self.cost(number)
+        self.read_at.append(self.now)
+        return number, number + 1
+
+    async def run(self, source: Source) -> None:
+        """Drive `source`, and note the time in each turn of the loop."""
+        outflow = Outflow(self, self, self.release, lambda: None, lambda: self.now)  # type: ignore[arg-type]
+        driver = SourceDriver(source, None, outflow, lambda: None, lambda: self.now, [0] * ROW)
+        task = asyncio.ensure_future(driver.run())
+        while not task.done():
+            self.turned_at.append(self.now)
+            await asyncio.sleep(0)
+        await task
+        self.turned_at.append(self.now)
+
+
+def desk_source(desk: Desk, count: int, later: bool) -> Source:
+    class Plain(Source):
+        out = Out(int)
+
+        def read(self, position: Any) -> Any:
+            yield from map(desk.item, range(count))
+
+    class Later(Source):
+        out = Out(int)
+
+        async def read(self, position: Any) -> Any:
+            for number in range(count):
+                yield desk.item(number)
+
+    return Later() if later else Plain()
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_source_that_gets_slow_lets_the_loop_turn(on_loop: Any, later: bool) -> None:
+    """Its batches were large while it was fast; what is read slowly does not wait for as many."""
+    fast = 20_000
+    desk = Desk(lambda number: 1e-7 if number < fast else 0.004)
+    on_loop(desk.run(desk_source(desk, fast + 500, later)))
+    assert [number for batch in desk.sent for number in batch] == list(range(fast + 500))
+    assert max(map(len, desk.sent)) == MAX_COUNT
+    pauses = [after - before for before, after in pairwise(desk.turned_at)]
+    # What is under way when it gets slow is looked at after so many messages; then every few.
+    assert max(pauses) <= LOOK * 0.004 + TURN
+    assert sorted(pauses)[-2] <= TURN + 0.008
+
+
+@pytest.mark.parametrize("cost", [0.0, 1e-7, 1e-4, 0.004, 1.0])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_steady_source_holds_the_loop_for_a_turn_or_for_an_item(
+    on_loop: Any, later: bool, cost: float
+) -> None:
+    desk = Desk(lambda number: cost)
+    on_loop(desk.run(desk_source(desk, 3000, later)))
+    assert [number for batch in desk.sent for number in batch] == list(range(3000))
+    pauses = [after - before for before, after in pairwise(desk.turned_at)]
+    assert max(pauses) <= 2 * max(TURN, cost) + TURN / 2
+    assert len(desk.sent) >= 3000 * cost / (2 * TURN + 2 * cost)
+
+
+def test_what_comes_at_once_after_a_wait_leaves_together(on_loop: Any) -> None:
+    """A source that waits begins a turn with each burst: it is not as old as its last message."""
+    desk = Desk(lambda number: 1e-7)
+
+    class Bursts(Source):
+        out = Out(int)
+
+        async def read(self, position: Any) -> Any:
+            for number in range(100):
+                yield desk.item(number)
+                if number % 10 == 9:
+                    await asyncio.sleep(0)
+                    desk.now += 1.0
+                    await asyncio.sleep(0)
+
+    on_loop(desk.run(Bursts()))
+    assert [len(batch) for batch in desk.sent] == [10] * 10
 
 
 @pytest.mark.parametrize("position", [5, "five", 1.5, [1, "x"], {"part": {"0": 5}}, b"\0", True])
