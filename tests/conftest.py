@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -49,6 +51,22 @@ TASKS = Path("/proc/self/task")
 # Linux lists the children of a thread in a file (where the kernel was built with it); without
 # that, psutil has to read the whole process table.
 CHILDREN_FILE = (TASKS / str(os.getpid()) / "children").exists()
+
+
+# ---------------------------------------------------------------------------- several processes
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker of pytest-xdist gets a directory with a short name: its tests make sockets there,
+    whose paths may have 107 bytes."""
+    if hasattr(config, "workerinput"):
+        config.option.basetemp = tempfile.mkdtemp(prefix="fk")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        shutil.rmtree(config.option.basetemp, ignore_errors=True)
 
 
 # ---------------------------------------------------------------------------- waiting

@@ -79,6 +79,7 @@ def test_new_code_takes_a_new_nursery(tmp_path: Path) -> None:
             await eventually.on_loop(lambda: ("four", 0) in exits)
         finally:
             await fleet.close()
-        assert [name for name, _ in exits] == ["two", "one-stay", "three", "four"]
+        # One of them may end before another is killed.
+        assert sorted(name for name, _ in exits) == ["four", "one-stay", "three", "two"]
 
     asyncio.run(scenario())

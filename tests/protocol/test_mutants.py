@@ -429,9 +429,9 @@ class CloseBeforeDone(Engine):
 
 
 class ClosedLinksForgotten(Project):
-    def _introduce(self, replica: project.Replica) -> None:
+    def introduce(self, replica: project.Replica) -> None:
         before = len(self.actions)
-        super()._introduce(replica)
+        super().introduce(replica)
         kept = [
             action
             for number, action in enumerate(self.actions)
