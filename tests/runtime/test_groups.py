@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,14 +11,14 @@ import pytest
 from flowkit import In, Meta, Node, Out, Source
 from flowkit.codecs import codec_for
 from flowkit.protocol.batching import LARGE_WHOLE, Pace
-from flowkit.protocol.ledger import ROW
-from flowkit.protocol.lineage import Roots, Work, root_id
-from flowkit.protocol.receiver import InBatch
+from flowkit.protocol.lineage import root_id
 from flowkit.runtime.handling import Ports, Undertaker
 from flowkit.runtime.inlet import Shop
 from flowkit.runtime.jobs import JobInlet
+from flowkit.runtime.shared import GAUGES
 from flowkit.topology.plan import ErrorPolicy
-from flowkit.wire import Data
+from flowkit.wire import VERSION, Ack, Data, Welcome
+from tests.protocol.link import ADDRESS, TERMS, consumer_engine, frames, said
 from tests.runtime.stage import books, collect, link, numbers
 
 
@@ -221,84 +221,71 @@ def test_groups_of_several_inputs_do_not_mix(play: Any) -> None:
 
 
 class Counter:
-    """Stands for an engine with one input, whose batches are put into `batches`."""
+    """A replica with one input, of lists of `batch`, and nothing around it; `got` is what its
+    handler was given."""
 
-    def __init__(self) -> None:
-        self.batches: list[tuple[InBatch, Work]] = []
-        self.inboxes = {"x": SimpleNamespace(pace=Pace(), ended=False)}
-        self.roots = Roots(1, 1)
-        self.settled: list[bytes] = []
+    def __init__(self, batch: int) -> None:
+        got: list[list[bytes]] = []
+        self.got = got
 
-    def take(self, channel: str) -> tuple[InBatch, Work] | None:
-        return self.batches.pop(0) if self.batches else None
+        class Lists(Node):
+            x = In(bytes, batch=batch, within="1h")
 
-    def begin(self, position: Any = None, parents: tuple[Work, ...] = ()) -> Work:
-        return self.roots.open(position, parents)
+            def on_x(self, messages: list[bytes]) -> None:
+                got.append(messages)
 
-    def put(self, messages: list[Any], attempts: int = 0) -> bytes:
-        """A batch of `messages` comes in; its id."""
-        payload = codec_for(bytes).encode(messages)
-        batch_id = root_id(2, 1, len(self.batches) + 1)
-        frame = Data(1, 1, batch_id, 0, 1, len(messages), attempts, payload)
-        terms = SimpleNamespace(index=0, name="a.out -> b.x", into="x", lossy=False)
-        receiver: Any = SimpleNamespace(terms=terms, unhandled=1)
-        batch = InBatch(receiver, frame, lambda: self.settled.append(batch_id))
-        self.batches.append((batch, batch))
-        return batch_id
+        node = Lists()
+        self.engine = consumer_engine(replace(TERMS, into="x"))
+        self.engine.producer_at(0, 0, 1, ADDRESS)
+        self.engine.from_producer(0, 0, Welcome(1, VERSION))
+        self.codec = codec_for(bytes)
+        self.sequence = 0
+        shop = Shop(
+            node,
+            self.engine,
+            Ports(node),
+            Undertaker(("b", 0), ErrorPolicy(0, "drop"), "run", lambda letters: None),
+            {0: self.codec},
+            lambda work, boxes, count: work.finish(),
+            lambda: 0.0,
+            lambda: None,
+            pytest.fail,
+            [0] * GAUGES,
+        )
+        self.inlet = JobInlet(shop, node.__flowkit__.inputs["x"], 1, [])
 
+    @property
+    def pace(self) -> Pace:
+        return self.engine.inboxes["x"].pace
 
-def inlet_of(node: Node, counter: Counter) -> JobInlet:
-    def release(work: Work, boxes: Any) -> None:
-        work.finish()
-
-    shop = Shop(
-        node,
-        counter,  # type: ignore[arg-type]
-        Ports(node),
-        Undertaker(("b", 0), ErrorPolicy(0, "drop"), "run", lambda letters: None),
-        {0: codec_for(bytes)},
-        release,
-        lambda: 0.0,
-        lambda: None,
-        pytest.fail,
-        [0] * ROW,
-    )
-    return JobInlet(shop, node.__flowkit__.inputs["x"], 1, [])
-
-
-def grouping(got: list[list[bytes]], batch: int) -> Node:
-    class Lists(Node):
-        x = In(bytes, batch=batch, within="1h")
-
-        def on_x(self, messages: list[bytes]) -> None:
-            got.append(messages)
-
-    return Lists()
+    def take(self, messages: list[bytes], attempts: int = 0) -> int:
+        """A batch of `messages` comes in, and is looked at; how many batches are acknowledged."""
+        self.sequence += 1
+        payload = self.codec.encode(messages)
+        batch_id = root_id(2, 1, self.sequence)
+        frame = Data(1, self.sequence, batch_id, 1, 1, len(messages), attempts, payload)
+        self.engine.from_producer(0, 0, frame)
+        while self.inlet.step():
+            pass
+        acks = [frame.sequence for frame in frames(said(self.engine)) if isinstance(frame, Ack)]
+        return acks[-1] if acks else 0
 
 
 def test_what_waits_for_a_list_goes_before_what_is_handled_with_care() -> None:
     """A line breaks: what had arrived stays, and what had not comes again, for the second time.
     The order of both is that of their sending."""
-    got: list[list[bytes]] = []
-    counter = Counter()
-    inlet = inlet_of(grouping(got, batch=100), counter)
-    ids = [counter.put([b"1", b"2"]), counter.put([b"3", b"4"], attempts=1), counter.put([b"5"])]
-    while inlet.step():
-        pass
-    assert got == [[b"1", b"2"], [b"3"], [b"4"]]
-    assert counter.settled == ids[:2] and not inlet.idle
+    counter = Counter(batch=100)
+    assert counter.take([b"1", b"2"]) == 0 and counter.got == []
+    assert counter.take([b"3", b"4"], attempts=1) == 2
+    assert counter.got == [[b"1", b"2"], [b"3"], [b"4"]]
+    assert counter.take([b"5"]) == 0 and not counter.inlet.idle
 
 
 @pytest.mark.parametrize("count", [5, 1])
 def test_lists_of_large_messages_ask_for_small_batches(count: int) -> None:
     """A list is judged by its bytes as a batch is, however many batches it is made of."""
-    got: list[list[bytes]] = []
-    counter = Counter()
-    inlet = inlet_of(grouping(got, batch=10), counter)
-    pace = counter.inboxes["x"].pace
+    counter = Counter(batch=10)
     for _ in range(200):
-        counter.put([bytes(1 << 20)] * count)
-    while inlet.step():
-        pass
-    assert flat(got) == [bytes(1 << 20)] * (200 * count)
-    assert 1 < pace.max_count <= LARGE_WHOLE >> 20
+        counter.take([bytes(1 << 20)] * count)
+    assert sum(map(len, counter.got)) == 200 * count
+    assert 1 < counter.pace.max_count <= LARGE_WHOLE >> 20

@@ -13,7 +13,7 @@ from flowkit import In, Many, Node, Out, Source
 from flowkit.channels import Outbox
 from flowkit.errors import DirtyStop
 from flowkit.protocol.batching import MAX_COUNT
-from flowkit.protocol.ledger import ROW
+from flowkit.runtime.shared import GAUGES
 from flowkit.runtime.sourcing import LOOK, TURN, Outflow, SourceDriver
 from tests.runtime.stage import Part, books, collect, link, numbers
 
@@ -115,7 +115,7 @@ class Desk:
     """What a `SourceDriver` needs of a replica whose consumers want large batches; `cost` is what
     an item takes, on a clock that stands still otherwise."""
 
-    room = True
+    room, paused = True, False
 
     def __init__(self, cost: Callable[[int], float]) -> None:
         self.cost = cost
@@ -128,10 +128,10 @@ class Desk:
     def root_count(self, name: str) -> int:
         return MAX_COUNT
 
-    def begin(self, position: Any) -> Any:
+    def begin(self, position: Any, born: int) -> Any:
         return None
 
-    def release(self, work: Any, boxes: dict[str, Outbox]) -> None:
+    def release(self, work: Any, boxes: dict[str, Outbox], count: int = 0) -> None:
         self.sent.append(boxes["out"].take()[0])
 
     def item(self, number: int) -> tuple[int, int]:
@@ -142,7 +142,7 @@ class Desk:
     async def run(self, source: Source) -> None:
         """Drive `source`, and note the time in each turn of the loop."""
         outflow = Outflow(self, self, self.release, lambda: None, lambda: self.now)  # type: ignore[arg-type]
-        driver = SourceDriver(source, None, outflow, lambda: None, lambda: self.now, [0] * ROW)
+        driver = SourceDriver(source, None, outflow, lambda: None, lambda: self.now, [0] * GAUGES)
         task = asyncio.ensure_future(driver.run())
         while not task.done():
             self.turned_at.append(self.now)
