@@ -147,9 +147,10 @@ def flowkit(before: float, after: float) -> dict[str, float]:
 
 
 def recovery(timeline: Timeline, killed: float) -> dict[str, float]:
-    """The rate before `killed`, and how long after it that rate was reached again.
+    """The rate before `killed`, and how long after it that rate was reached again: all the time
+    there was, if it never was.
 
-    Raises ValueError if it never was.
+    Raises ValueError if there was nothing before.
     """
     times = [when for when, _ in timeline]
 
@@ -168,9 +169,7 @@ def recovery(timeline: Timeline, killed: float) -> dict[str, float]:
     dip = next((place for place, (_, full) in enumerate(later) if not full), None)
     back = 0.0
     if dip is not None:
-        again = next((when for when, full in later[dip:] if full), None)
-        if again is None:
-            raise ValueError("the rate before the kill was not reached again")
+        again = next((when for when, full in later[dip:] if full), times[-1])
         back = again - killed
     return {"rate": usual, "back": back}
 

@@ -61,9 +61,9 @@ def test_the_time_until_the_rate_is_back() -> None:
     assert found["back"] == pytest.approx(0.3, abs=0.06)
 
 
-def test_a_rate_that_never_comes_back_is_an_error() -> None:
-    with pytest.raises(ValueError, match="not reached again"):
-        recoveries.recovery(timeline(*[1000] * 10, *[500] * 10), killed=11.0)
+def test_a_rate_that_never_comes_back_takes_all_the_time_there_was() -> None:
+    found = recoveries.recovery(timeline(*[1000] * 10, *[500] * 10), killed=11.0)
+    assert found["back"] == pytest.approx(1.0, abs=0.11)
 
 
 def test_nothing_before_the_kill_is_an_error() -> None:

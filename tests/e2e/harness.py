@@ -278,7 +278,11 @@ class Run:
         for path in directory.glob(f"{name}#*.rows") if directory else ():
             try:
                 rows = SharedRows(path)
-            except (OSError, ValueError):  # it died in this moment, or is just being born
+            except (
+                OSError,
+                ValueError,
+                OverflowError,
+            ):  # it died in this moment, or is just being born
                 continue
             try:
                 return look(rows)
