@@ -407,6 +407,10 @@ class Engine:
         """The journal of `link` holds `batches`, at `sequences`."""
         self.senders[link].persisted(batches, sequences)
 
+    def erased(self, link: int, sequences: Iterable[int]) -> None:
+        """The journal of `link` no longer holds those sequences: `Erase` is carried out."""
+        self.senders[link].erased(sequences)
+
     # -- changes -------------------------------------------------------------------------------
 
     def pause(self) -> None:

@@ -103,7 +103,8 @@ class Persist:
 
 @dataclass(frozen=True, slots=True)
 class Erase:
-    """Batch `sequence` of the journal of `link` is acknowledged: take it out."""
+    """Batch `sequence` of the journal of `link` is acknowledged: take it out, when there is time;
+    then call `Engine.erased`."""
 
     link: int
     sequence: int

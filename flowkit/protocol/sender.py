@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hmac
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from flowkit import wire
 from flowkit.message import Payload
@@ -254,6 +254,13 @@ class Sender:
                 batch.work.release()
                 batch.work = None
             self._queue(batch)
+        self.flush()
+
+    def erased(self, sequences: Iterable[int]) -> None:
+        """The journal holds those no more: only now are they below what may come again. Before
+        that, a producer that dies and comes back finds them there and sends them once more, to
+        consumers that must not have forgotten them."""
+        self._saved.difference_update(sequences)
         self.flush()
 
     def restore(self, batches: Sequence[OutBatch], sequences: Sequence[int]) -> None:
@@ -564,7 +571,6 @@ class Sender:
 
     def _forget(self, batch: OutBatch) -> None:
         if batch.sequence:
-            self._saved.discard(batch.sequence)
             self._post(Erase(self.terms.index, batch.sequence))
         self._hold(batch, -1)
         self.derived = self.derived or not batch.own

@@ -62,6 +62,7 @@ class JournalDriver:
             [journal_path(Path(spec.journals), link, number) for number in others], spec.run
         )
         self._waiting: list[tuple[OutBatch, Entry]] = []
+        self._erasing: list[int] = []
         self._full = False
         self._timer: asyncio.TimerHandle | None = None
         self._syncing: asyncio.TimerHandle | None = None
@@ -73,12 +74,18 @@ class JournalDriver:
         sender = engine.senders[link.index]
         sender.elsewhere = self._others.have
         sender.made(self._journal.lineages())
-        sender.restore([_batch(entry) for entry in entries], [one.sequence for one in entries])
+        # A process that is killed while it commits may leave a transaction that nobody has seen,
+        # and that is there all the same when the journal is opened again. What it holds may have
+        # been made by a sibling meanwhile, which answers for it then.
+        mine = [entry for entry in entries if not self._others.have(entry.lineage)]
+        self._journal.settle({entry.sequence for entry in entries} - {one.sequence for one in mine})
+        sender.restore([_batch(entry) for entry in mine], [one.sequence for one in mine])
 
     def take(self, action: events.Persist | events.Erase) -> None:
         """Collect what the engine asks for; `flush` writes it."""
         if isinstance(action, events.Erase):
             self._journal.settle([action.sequence])
+            self._erasing.append(action.sequence)
             return
         for batch in action.batches:
             entry = self._journal.append(
@@ -145,7 +152,12 @@ class JournalDriver:
         self.write()
 
     def _safe(self) -> None:
-        """What waited is in the journal: its producer's input may be acknowledged."""
+        """What waited is in the journal: its producer's input may be acknowledged. What was to be
+        taken out is not there any more."""
+        erased, self._erasing = self._erasing, []
+        if erased:
+            self._engine.erased(self._link.index, erased)
+            self._wake()
         waiting, self._waiting = self._waiting, []
         if waiting:
             batches = [batch for batch, _ in waiting]
