@@ -326,11 +326,26 @@ class Others:
             if not path.exists():
                 return False
             db = self._open[path] = _open_to_read(path)
+        try:
+            return self._found(db, place)
+        except sqlite3.OperationalError as error:
+            if _code(error) != sqlite3.SQLITE_READONLY:
+                raise
+        # Its maker died, and nobody has opened it since: the index of its log has to be made anew,
+        # which takes a connection that may write. What it had committed is there then.
+        db.close()
+        db = self._open[path] = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=5.0
+        )
+        db.execute("PRAGMA query_only = ON")
+        return self._found(db, place)
+
+    def _found(self, db: sqlite3.Connection, place: tuple[str, bytes, int, bytes]) -> bool:
         query = "SELECT 1 FROM lineages WHERE run = ? AND span = ? AND root = ? AND lineage = ?"
         try:
             return bool(db.execute(query, place).fetchall())
         except sqlite3.OperationalError as error:
-            if _code(error) in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_READONLY):
+            if _code(error) == sqlite3.SQLITE_ERROR:
                 return False  # its maker has not made the table yet, or died before it had
             raise
 

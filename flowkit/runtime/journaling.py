@@ -74,12 +74,7 @@ class JournalDriver:
         sender = engine.senders[link.index]
         sender.elsewhere = self._others.have
         sender.made(self._journal.lineages())
-        # A process that is killed while it commits may leave a transaction that nobody has seen,
-        # and that is there all the same when the journal is opened again. What it holds may have
-        # been made by a sibling meanwhile, which answers for it then.
-        mine = [entry for entry in entries if not self._others.have(entry.lineage)]
-        self._journal.settle({entry.sequence for entry in entries} - {one.sequence for one in mine})
-        sender.restore([_batch(entry) for entry in mine], [one.sequence for one in mine])
+        sender.restore([_batch(entry) for entry in entries], [one.sequence for one in entries])
 
     def take(self, action: events.Persist | events.Erase) -> None:
         """Collect what the engine asks for; `flush` writes it."""
