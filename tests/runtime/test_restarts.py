@@ -104,6 +104,28 @@ def test_a_drain_does_not_wait_for_the_back_off(stage: Any, on_loop: Any, eventu
     assert seen == list(range(len(seen))) and len(seen) >= 3
 
 
+def test_a_change_does_not_wait_for_the_back_off(
+    stage: Any, on_loop: Any, eventually: Any
+) -> None:
+    """A source that begins again in a while comes for the change, and rests."""
+    seen: list[int] = []
+    Parcels.ends = []
+    slow = RestartPlan(policy="always", backoff=60.0, backoff_max=60.0)
+
+    async def whole() -> Stage:
+        parts = {"read": Part(Parcels, restart=slow), "sink": collect(seen)}
+        async with stage(parts, [LINK]) as built:
+            await eventually.on_loop(lambda: built.deaths)
+            scaling = built.supervisor.scale({"sink": 2})
+            assert "1 -> 2 replicas" in str(await asyncio.wait_for(scaling, 10))
+            built.drain()
+            check(await built.wait())
+        return built
+
+    on_loop(whole())
+    assert sorted(seen) == list(range(len(seen)))
+
+
 def test_a_drain_while_the_last_messages_are_under_way(
     stage: Any, on_loop: Any, eventually: Any
 ) -> None:
