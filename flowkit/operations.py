@@ -95,6 +95,7 @@ class Operations:
         self._directory = directory
         self._project = project
         self._clock = clock
+        self._closed = False
         self._turn = asyncio.Lock()
         self._plans: dict[Operation, Plan] = {}
         self._futures: dict[Operation, asyncio.Future[str]] = {}
@@ -302,6 +303,7 @@ class Operations:
 
     async def close(self) -> None:
         """The supervisor is closed: nobody waits any longer."""
+        self._closed = True
         for future in self._futures.values():
             if not future.done():
                 future.set_result("the project has ended")
@@ -314,14 +316,17 @@ class Operations:
         """Wait for the turn; yields when it began. A project that ends is not changed any more."""
         began = self._clock()
         async with self._turn:
-            name = self._supervisor.plan.project
-            if self._project.status is not Status.RUNNING:
-                raise ChangeError(f"{name} is not running any more")
-            if not self._project.started:
-                raise ChangeError(f"{name} is not ready yet", "try again in a moment")
-            if self._project.draining and not draining:
-                raise ChangeError(f"{name} is being drained")
+            self._check_running(draining)
             yield began
+
+    def _check_running(self, draining: bool) -> None:
+        name = self._supervisor.plan.project
+        if self._project.status is not Status.RUNNING or self._closed:
+            raise ChangeError(f"{name} is not running any more")
+        if not self._project.started:
+            raise ChangeError(f"{name} is not ready yet", "try again in a moment")
+        if self._project.draining and not draining:
+            raise ChangeError(f"{name} is being drained")
 
     async def _change(self, change: Change, plan: Plan) -> None:
         if not self._supervisor.in_process:
@@ -334,6 +339,8 @@ class Operations:
 
     async def _operate(self, operation: Operation, more: str = "") -> None:
         """Do it, and wait until it is done. Raises ChangeError with what is wrong, and `more`."""
+        # Reading a file takes a moment, and so does each replica of a node: look again.
+        self._check_running(draining=isinstance(operation, Arrival))
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._futures[operation] = future
         self._project.operate(operation, self._clock())

@@ -426,7 +426,9 @@ class Supervisor(Changeable):
                 self._taps.tapped((replica.node, replica.number), message)
             elif isinstance(message, control.Done):
                 self._project.done(replica, incarnation)
-                grace = max(LEAVE_GRACE, self.plan.node(replica.node).watchdog)
+                named = [one for one in self.plan.nodes if one.name == replica.node]
+                watchdogs = [one.watchdog for one in named]  # none if it was taken out
+                grace = max([LEAVE_GRACE, *watchdogs])
                 self._later(grace, self._hurry, replica, incarnation, grace)
             elif isinstance(message, control.Ended):
                 self._project.stream_ended(replica, incarnation)
@@ -561,7 +563,7 @@ class Supervisor(Changeable):
             elif isinstance(action, core.Died):
                 replica = action.replica
                 self._last_words = self._captures.last_words((replica.node, replica.number))
-                self._watcher.died(action, self.plan.node(action.replica.node).restart.max)
+                self._watcher.died(action, replica.restart.policy.max)
             elif not self._over.done():
                 self._seconds = self._clock() - self._began
                 self._over.set_result(None)

@@ -27,13 +27,20 @@ class Standstill:
         project: Project,
         books: Mapping[tuple[str, int], ReplicaBooks],
     ) -> None:
-        """Kill the replicas whose loops have not turned for as long as their watchdog allows."""
+        """Kill the replicas whose loops have not turned for as long as their watchdog allows.
+
+        Nodes that a change brings, or has taken out, are not in `plan`: it waits for them itself.
+        """
+        watchdogs = {node.name: node.watchdog for node in plan.nodes}
         turned = {}
         for key, replica in project.replicas.items():
             at = books[key].turned
             name = f"{replica.name}#{replica.incarnation}"
-            if replica.phase is Phase.READY and at and name not in self._killed:
-                turned[key] = (at, plan.node(replica.node).watchdog)
+            seconds = watchdogs.get(replica.node)
+            if seconds is None or replica.phase is not Phase.READY:
+                continue
+            if at and name not in self._killed:
+                turned[key] = (at, seconds)
         for key in self._watch.look(now, turned):
             replica = project.replicas[key]
             name = f"{replica.name}#{replica.incarnation}"

@@ -254,6 +254,8 @@ class Change(Operation):
 
     def _ask_for_rest(self) -> None:
         for replica in self._restless():
+            if replica.phase is Phase.WAITING and replica.ended:
+                replica.launch_at = 0.0  # its stream begins again later, but it has to rest now
             if replica.phase is not Phase.READY or replica in self._told:
                 continue
             producers = self._project.producers_of(replica.node)

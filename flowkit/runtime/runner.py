@@ -373,6 +373,8 @@ class Runner:
             return
         if self.spec.node.restart.policy == "always" and not self._draining:
             await self._settle()
+        if self._resting.leaving:
+            return  # that was said meanwhile
         if self.spec.node.restart.policy == "always" and not self._draining:
             # Its links stay open for the next incarnation: neither END nor DONE.
             self._beginning_again = True

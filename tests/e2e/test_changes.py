@@ -18,7 +18,7 @@ import pytest
 
 from flowkit.errors import TopologyError
 from flowkit.operations import ChangeError
-from flowkit.protocol.project import Phase
+from flowkit.protocol.project import Died, Phase
 from flowkit.report import Report
 from flowkit.supervisor import Silent, Supervisor
 from tests.conftest import Eventually
@@ -250,6 +250,31 @@ async def test_reloading_nodes_and_links(place: Place) -> None:
     bagged = json.loads(Path(place.file("bag")).read_text())
     assert bagged["most"] == 1
     assert bagged["distinct"] == report.links[-1].entry.done
+
+
+@on_loop
+async def test_a_new_node_that_fails_is_told_of_and_nothing_is_changed(place: Place) -> None:
+    """The node is in no plan yet: its deaths are told all the same, and the watchdogs look on."""
+    nodes, links = parts(place)
+    path = place.topology(nodes, links)
+    deaths: list[str] = []
+
+    class Listening(Silent):
+        def died(self, event: Died, budget: int | None) -> None:
+            deaths.append(f"{event.replica.name} {event.error} {budget}")
+
+    async with Supervisor(path, watcher=Listening()) as project:
+        await flowing(project)
+        fails = node("Pass", {"fail": "setup"}) | {"restart": {"max": 1, "backoff": "1ms"}}
+        ways = [link("read.numbers -> other.numbers"), link("other.results -> ledger.results")]
+        place.topology({**nodes, "other": fails}, [*links, *ways])
+        with pytest.raises(ChangeError, match="other.0 died 2 times.*nothing was changed"):
+            await project.reload()
+        assert len(deaths) == 2
+        assert all(text.startswith("other.0 ") and text.endswith(" 1") for text in deaths)
+        await flowing(project)
+        report = await end(place, project)
+    judge(place, report)
 
 
 @on_loop

@@ -104,6 +104,28 @@ def test_a_drain_does_not_wait_for_the_back_off(stage: Any, on_loop: Any, eventu
     assert seen == list(range(len(seen))) and len(seen) >= 3
 
 
+def test_a_change_does_not_wait_for_the_back_off(
+    stage: Any, on_loop: Any, eventually: Any
+) -> None:
+    """A source that begins again in a while comes for the change, and rests."""
+    seen: list[int] = []
+    Parcels.ends = []
+    slow = RestartPlan(policy="always", backoff=60.0, backoff_max=60.0)
+
+    async def whole() -> Stage:
+        parts = {"read": Part(Parcels, restart=slow), "sink": collect(seen)}
+        async with stage(parts, [LINK]) as built:
+            await eventually.on_loop(lambda: built.deaths)
+            scaling = built.supervisor.scale({"sink": 2})
+            assert "1 -> 2 replicas" in str(await asyncio.wait_for(scaling, 10))
+            built.drain()
+            check(await built.wait())
+        return built
+
+    on_loop(whole())
+    assert sorted(seen) == list(range(len(seen)))
+
+
 def test_a_drain_while_the_last_messages_are_under_way(
     stage: Any, on_loop: Any, eventually: Any
 ) -> None:
@@ -130,6 +152,40 @@ def test_a_drain_while_the_last_messages_are_under_way(
 
     assert on_loop(whole()).deaths == []
     assert (seen, Parcels.ends) == ([0, 1, 2], ["finish", "teardown"])
+
+
+def test_a_restart_while_the_last_messages_are_under_way(
+    stage: Any, on_loop: Any, eventually: Any
+) -> None:
+    """It is no drain: the next incarnation goes on, and again after the end of its stream."""
+    seen: list[int] = []
+    gate = asyncio.Event()
+    Parcels.ends = []
+
+    class Slow(Node):
+        x = In(int, concurrency=4)
+
+        async def on_x(self, number: int) -> None:
+            seen.append(number)
+            await gate.wait()
+
+    async def whole() -> Stage:
+        async with stage({"read": Part(Parcels, restart=ALWAYS), "sink": Slow}, [LINK]) as built:
+            await eventually.on_loop(lambda: len(seen) == 3)
+            restarting = asyncio.ensure_future(built.supervisor.restart("read"))
+            await eventually.on_loop(lambda: built.supervisor._project.operation is not None)
+            for _ in range(20):  # turns in which the replica is told
+                await asyncio.sleep(0)
+            gate.set()
+            assert "restarted read" in str(await restarting)
+            await eventually.on_loop(lambda: len(seen) >= 9)
+            built.drain()
+            check(await built.wait())
+        return built
+
+    on_loop(whole())
+    assert seen == list(range(len(seen)))
+    assert Parcels.ends.count("finish") == 1
 
 
 def test_a_death_is_a_death_also_with_always(play: Any) -> None:
