@@ -104,9 +104,7 @@ def test_a_drain_does_not_wait_for_the_back_off(stage: Any, on_loop: Any, eventu
     assert seen == list(range(len(seen))) and len(seen) >= 3
 
 
-def test_a_change_does_not_wait_for_the_back_off(
-    stage: Any, on_loop: Any, eventually: Any
-) -> None:
+def test_a_change_does_not_wait_for_the_back_off(stage: Any, on_loop: Any, eventually: Any) -> None:
     """A source that begins again in a while comes for the change, and rests."""
     seen: list[int] = []
     Parcels.ends = []
