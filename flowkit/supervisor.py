@@ -242,6 +242,11 @@ class Supervisor(Changeable):
             await self._launcher.close()
         self._words.close()
         self._captures.close()
+        if self._store is not None and self._project.started and self._sources:
+            try:
+                self._store.end_run(self._run, clean=self._project.status is Status.DRAINED)
+            except sqlite3.Error as error:  # then the next run takes this one for killed, and asks
+                self._watcher.note(f"how the run has ended cannot be kept: {error}")
         listened_to = self._reception is not None and await self._reception.close()
         for transport in (self._transport, self._clients):
             if transport is not None:
@@ -252,11 +257,6 @@ class Supervisor(Changeable):
         for books in self._books.values():
             books.close(now, dead=False)
         if self._store is not None:
-            try:
-                if self._project.started and self._sources:
-                    self._store.end_run(self._run, clean=self._project.status is Status.DRAINED)
-            except sqlite3.Error as error:  # then the next run takes this one for killed, and asks
-                self._watcher.note(f"how the run has ended cannot be kept: {error}")
             self._store.close()
         self._rundir.release()
 

@@ -186,7 +186,7 @@ def test_there_are_two_commands_of_one_line_each() -> None:
         assert command.strip().startswith("python3 -m venv .venv && .venv/bin/pip install ")
     # `.ci/run` adds an option to the one and looks for the tools that the other has installed.
     assert found["quickstart"].endswith(" .venv/bin/flowkit up topologies/quickstart.yaml\n")
-    assert "[test]" in found["test"] and found["test"].rstrip().endswith("pytest -q")
+    assert "[test]" in found["test"] and found["test"].rstrip().endswith("pytest -q -n 4")
 
 
 def test_the_verbs_are_those_there_are() -> None:

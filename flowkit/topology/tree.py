@@ -16,6 +16,9 @@ from flowkit.topology.source import Place, SourceText
 MAX_DEPTH = 64
 """Deeper nesting than this is no topology; the file's own structure needs six levels."""
 
+TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
+FEW_LEVELS = "a topology needs few levels; is this file one?"
+
 MAX_VALUES = 100_000
 """Values in a file with every alias written out: a thousand nodes with links need a quarter."""
 
@@ -232,8 +235,8 @@ class _Builder:
             raise _Refused(
                 place.problem(
                     "E109",
-                    f"nested more than {MAX_DEPTH} levels deep",
-                    "a topology needs few levels; is this file one?",
+                    TOO_DEEP,
+                    FEW_LEVELS,
                 )
             )
 
@@ -347,6 +350,8 @@ def _syntax(text: SourceText, error: yaml.MarkedYAMLError) -> Problem:
         return Place(text, line, column).problem(
             "E101", "a tab cannot indent YAML", "use spaces, two per level"
         )
+    if "nesting depth" in what:  # the parser has a limit of its own
+        return Place(text, line, column).problem("E109", TOO_DEEP, FEW_LEVELS)
     message, hint = f"not valid YAML: {what}", ""
     for known, said, help_ in _KNOWN_SYNTAX:
         if known in what:

@@ -209,6 +209,7 @@ def running() -> Iterator[tuple[Place, Run]]:
     eventually(lambda: "bottleneck: store" in flowkit(place, "ps").stdout, 30)
     yield place, run
     run.interrupt()
+    run.says("draining: ")
     run.interrupt()
     run.process.wait(30)
     place.close()

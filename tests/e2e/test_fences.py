@@ -237,7 +237,12 @@ _JUMPING = """
     time.time_ns = lambda: int(_jumping(True) * 1e9)
 """
 
-RECORDS = {"flowkit.store", "flowkit.cli.dead_letters"}
+RECORDS = {
+    "flowkit.store",
+    "flowkit.cli.dead_letters",
+    "flowkit.control.reception",
+    "flowkit.control.recorder",
+}
 """What may ask for the wall clock: records that people read."""
 
 

@@ -7,6 +7,7 @@ here.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -149,8 +150,10 @@ def test_deep(here: Path, opening: str, closing: str) -> None:
     inner = opening * 10_000 + closing * 10_000
     (here / "deep.yaml").write_text(f"flowkit: 1\nx-deep: {inner}\n")
     lines = printed("deep.yaml").splitlines()
-    column = 9 + 63 * len(opening)
-    assert lines[0] == f"deep.yaml:2:{column}: error[E109]: nested more than 64 levels deep"
+    # Since PyYAML 6.0.4 its parser may have had enough before that.
+    columns = "|".join(str(9 + depth * len(opening)) for depth in (63, 999))
+    said = rf"deep.yaml:2:({columns}): error\[E109\]: nested more than 64 levels deep"
+    assert re.fullmatch(said, lines[0])
     assert lines[-1] == "1 error in 1 file"
     assert max(map(len, lines)) < 200
 
