@@ -278,11 +278,7 @@ class Run:
         for path in directory.glob(f"{name}#*.rows") if directory else ():
             try:
                 rows = SharedRows(path)
-            except (
-                OSError,
-                ValueError,
-                OverflowError,
-            ):  # it died in this moment, or is just being born
+            except (OSError, ValueError, OverflowError):  # it has just died, or is being born
                 continue
             try:
                 return look(rows)
