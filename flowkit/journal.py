@@ -112,6 +112,12 @@ class Journal:
                 self._db.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[kind]}")
                 self._db.executescript(_SCHEMA)
                 self._check_groups(groups)
+                # Always something, and before anything is read: what a killed maker had half
+                # written is in it now, or will never be.
+                self._db.execute(
+                    "INSERT INTO facts VALUES ('opened', '1') "
+                    "ON CONFLICT (name) DO UPDATE SET value = value + 1"
+                )
                 self._db.execute("DELETE FROM lineages WHERE run != ?", (run,))
                 row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'batches'")
                 self._last = int((row.fetchone() or (0,))[0])
@@ -303,55 +309,25 @@ class Journal:
         return OperatorError(f"the journal {self._path} cannot be used: {error}")
 
 
-class Others:
-    """The journals at `paths`, of the other producers of a link: whether one of them has a batch.
+def has_journaled(path: Path, run: str, lineage: bytes) -> bool:
+    """Whether the journal at `path`, of another replica, has taken in that batch in this run.
 
-    When a replica dies after it has journaled a batch, and before it could acknowledge what it was
-    made of, another replica makes the same batch again.
+    False is not for ever if its maker died while it was writing: what it left is found, or is gone,
+    when its successor has opened the journal.
     """
-
-    def __init__(self, paths: Sequence[Path], run: str) -> None:
-        self._paths = paths
-        self._run = run
-        self._open: dict[Path, sqlite3.Connection] = {}
-
-    def have(self, lineage: bytes) -> bool:
-        """Whether this run has journaled a batch with that id in one of them."""
-        place = (self._run, lineage[:4], int.from_bytes(lineage[4:10]), lineage)
-        return any(self._has(path, place) for path in self._paths)
-
-    def _has(self, path: Path, place: tuple[str, bytes, int, bytes]) -> bool:
-        db = self._open.get(path)
-        if db is None:
-            if not path.exists():
-                return False
-            db = self._open[path] = _open_to_read(path)
-        try:
-            return self._found(db, place)
-        except sqlite3.OperationalError as error:
-            if _code(error) != sqlite3.SQLITE_READONLY:
-                raise
-        # Its maker died, and nobody has opened it since: the index of its log has to be made anew,
-        # which takes a connection that may write. What it had committed is there then.
-        db.close()
-        db = self._open[path] = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=5.0
-        )
-        db.execute("PRAGMA query_only = ON")
-        return self._found(db, place)
-
-    def _found(self, db: sqlite3.Connection, place: tuple[str, bytes, int, bytes]) -> bool:
-        query = "SELECT 1 FROM lineages WHERE run = ? AND span = ? AND root = ? AND lineage = ?"
-        try:
+    if not path.exists():
+        return False
+    query = "SELECT 1 FROM lineages WHERE run = ? AND span = ? AND root = ? AND lineage = ?"
+    place = (run, lineage[:4], int.from_bytes(lineage[4:10]), lineage)
+    try:
+        with closing(_open_to_read(path)) as db:
             return bool(db.execute(query, place).fetchall())
-        except sqlite3.OperationalError as error:
-            if _code(error) == sqlite3.SQLITE_ERROR:
-                return False  # its maker has not made the table yet, or died before it had
-            raise
-
-    def close(self) -> None:
-        for db in self._open.values():
-            db.close()
+    except sqlite3.OperationalError as error:
+        # Its maker has not made the table, or it died and somebody who may write has to open it.
+        waits = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY)
+        if _code(error) in (*waits, sqlite3.SQLITE_CANTOPEN):
+            return False
+        raise
 
 
 def holds_batches(path: Path) -> bool:

@@ -23,7 +23,7 @@ from flowkit.journal import (
     Journal,
     JournalDamaged,
     JournalFull,
-    Others,
+    has_journaled,
     holds_batches,
 )
 from flowkit.protocol.lineage import root_id
@@ -195,27 +195,20 @@ def test_names_that_uris_do_not_like(tmp_path: Path) -> None:
     assert reopened(folder / "a.journal") == [1]
 
 
-def test_what_others_have(tmp_path: Path) -> None:
-    paths = [tmp_path / f"{number}.journal" for number in range(3)]
-    others = Others(paths, "run")
-    assert not others.have(lineage(1))
-    paths[0].touch()
-    assert not others.have(lineage(1))
-    journal = Journal(paths[1], "run", 1)
+def test_what_another_has_journaled(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    assert not has_journaled(path, "run", lineage(1))
+    path.touch()
+    assert not has_journaled(path, "run", lineage(1))
+    journal = Journal(path, "run", 1)
     add(journal, 1, 2)
-    assert not others.have(lineage(1))
+    assert not has_journaled(path, "run", lineage(1))
+    journal.settle(entry.sequence for entry in journal.commit())
     journal.commit()
-    assert others.have(lineage(1)) and not others.have(lineage(3))
-    other_run = Others(paths, "another")
-    assert not other_run.have(lineage(1))
-    # Who looks does not keep the log from being emptied.
-    assert journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
-    add(journal, 3)
-    journal.commit()
-    assert others.have(lineage(3))
-    for each in (others, other_run):
-        each.close()
+    assert has_journaled(path, "run", lineage(1)) and not has_journaled(path, "run", lineage(3))
+    assert not has_journaled(path, "another", lineage(1))
     journal.close()
+    assert has_journaled(path, "run", lineage(2)), "its maker has left"
 
 
 # ---------------------------------------------------------------------------- a model

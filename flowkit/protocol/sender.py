@@ -160,9 +160,6 @@ class Sender:
         self._ended = False
         self._closed = False
         self._made = Seen()
-        self.elsewhere: Callable[[bytes], bool] = lambda id: False
-        """On a durable link: whether another replica has the batch of that id in its journal. It
-        died before it could acknowledge what the batch was made of, and that came here."""
         self._unsaved: list[OutBatch] = []
         self._saving = 0
         self._saved: set[int] = set()  # sequences in the journal
@@ -228,7 +225,8 @@ class Sender:
         for batch in batches:
             if self.terms.durable and not self._is_new(batch):
                 continue
-            self.books.sent(batch.count, batch.own, batch.size)
+            if batch.own or not self.terms.durable:
+                self.books.sent(batch.count, batch.own, batch.size)
             if self.terms.lossy:
                 batch.work = None
                 if self._drop_for(batch):
@@ -250,10 +248,23 @@ class Sender:
             if batch.own:
                 self.books.safe(batch.count)
                 batch.own = False
+            else:
+                self.books.sent(batch.count, False, batch.size)
             if batch.work is not None:
                 batch.work.release()
                 batch.work = None
             self._queue(batch)
+        self.flush()
+
+    def superseded(self, batches: Sequence[OutBatch]) -> None:
+        """Another replica has those in its journal and sends them. It died before it could
+        acknowledge what they were made of, or the work came to both."""
+        self._saving -= len(batches)
+        for batch in batches:
+            self._hold(batch, -1)
+            if batch.work is not None:
+                batch.work.release()
+                batch.work = None
         self.flush()
 
     def erased(self, sequences: Iterable[int]) -> None:
@@ -550,7 +561,7 @@ class Sender:
         if self._made.look(batch.id, batch.span) is not None:
             return False
         self._made.begin(batch.id, True)
-        return not self.elsewhere(batch.id)
+        return True
 
     def _enter(self, batch: OutBatch, sequence: int) -> None:
         """Give a batch the id it has as an entry of the journal."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from flowkit.journal import Entry, Journal, JournalFull, Others
+from flowkit.claims import Busy, Claims
+from flowkit.journal import Entry, Journal, JournalFull, has_journaled
 from flowkit.protocol import events
 from flowkit.protocol.engine import Engine
 from flowkit.protocol.lineage import Work
@@ -26,11 +28,17 @@ TIDY = 0.2
 """Seconds that acknowledged batches may stay in the journal: taking them out earlier would cost an
 fsync of its own, and staying costs nothing but a copy that is recognised."""
 
+CLAIMED = 0.02
+"""Seconds until a batch is looked at again that another replica has claimed and not yet written."""
+
 
 def journal_path(directory: Path, link: LinkPlan, replica: int) -> Path:
     """The journal of a producer replica of `link`; the name is the link's, for people."""
-    name = f"{link.source}.{link.out}-{link.target}.{link.into}.{replica}.journal"
-    return directory / name
+    return directory / f"{_name(link)}.{replica}.journal"
+
+
+def _name(link: LinkPlan) -> str:
+    return f"{link.source}.{link.out}-{link.target}.{link.into}"
 
 
 class JournalDriver:
@@ -57,13 +65,13 @@ class JournalDriver:
         groups = link.consumers if link.route != "balance" else 1
         path = journal_path(Path(spec.journals), link, spec.replica)
         self._journal = Journal(path, spec.run, groups, link.fsync)
-        others = [number for number in range(link.producers) if number != spec.replica]
-        self._others = Others(
-            [journal_path(Path(spec.journals), link, number) for number in others], spec.run
-        )
+        self._spec = spec
+        self._asked: deque[OutBatch] = deque()
         self._waiting: list[tuple[OutBatch, Entry]] = []
         self._erasing: list[int] = []
         self._full = False
+        self._held_up = False
+        """Whether the first that was asked for has to wait for another replica."""
         self._timer: asyncio.TimerHandle | None = None
         self._syncing: asyncio.TimerHandle | None = None
         try:
@@ -71,9 +79,11 @@ class JournalDriver:
         except BaseException:
             self._journal.close()
             raise
-        sender = engine.senders[link.index]
-        sender.elsewhere = self._others.have
-        sender.made(self._journal.lineages())
+        self._sender = sender = engine.senders[link.index]
+        lineages = self._journal.lineages()
+        claims = Path(spec.run_directory) / f"{_name(link)}.claims"
+        self._claims = Claims(claims, spec.replica, lineages)
+        sender.made(lineages)
         sender.restore([_batch(entry) for entry in entries], [one.sequence for one in entries])
 
     def take(self, action: events.Persist | events.Erase) -> None:
@@ -82,16 +92,12 @@ class JournalDriver:
             self._journal.settle([action.sequence])
             self._erasing.append(action.sequence)
             return
-        for batch in action.batches:
-            entry = self._journal.append(
-                batch.id, batch.cut, batch.count, batch.group, bytes(batch.payload), batch.extras
-            )
-            self._journal.forget(batch.id[:4], int.from_bytes(batch.id[4:10]) - batch.span)
-            self._waiting.append((batch, entry))
+        self._asked += action.batches
 
     def flush(self) -> None:
         """Once a turn: write what something waits for; the rest has time."""
-        if self._waiting and not self._full:
+        due = self._asked or self._waiting or self._claims.inherited
+        if due and not self._full and not self._held_up:
             self.write()
         elif self._journal.dirty and self._timer is None:
             delay = RETRY if self._full else TIDY
@@ -102,10 +108,12 @@ class JournalDriver:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._journal.dirty:
+        if not (self._journal.dirty or self._asked or self._claims.inherited):
             return
         try:
-            self._journal.commit()
+            self._admit()
+            if self._journal.dirty:
+                self._journal.commit()
         except JournalFull as error:
             if not self._full:
                 log.error(
@@ -123,6 +131,8 @@ class JournalDriver:
         if self._full:
             self._full = False
             log.warning("there is room for the journal of %s again", self._link.name)
+        if self._held_up:
+            self._timer = asyncio.get_running_loop().call_later(CLAIMED, self._later)
         if self._interval is not None and self._syncing is None:
             loop = asyncio.get_running_loop()
             self._syncing = loop.call_later(self._interval, self._sync)
@@ -133,7 +143,50 @@ class JournalDriver:
             if timer is not None:
                 timer.cancel()
         self._journal.close()
-        self._others.close()
+        self._claims.close()
+
+    def _admit(self) -> None:
+        """Append to the journal what was asked for, in order, up to a batch that another replica
+        has claimed and not written."""
+        self._held_up = False
+        if self._sender.terms.producers == 1 and not self._claims.inherited:
+            while self._asked:
+                self._append(self._asked.popleft())
+        elif self._asked or self._claims.inherited:
+            superseded: list[OutBatch] = []
+            try:
+                with self._claims:
+                    while self._asked and not self._held_up:
+                        self._claim(self._asked[0], superseded)
+            except Busy:
+                self._held_up = True
+            if superseded:
+                self._sender.superseded(superseded)
+                self._wake()
+
+    def _claim(self, batch: OutBatch, superseded: list[OutBatch]) -> None:
+        mine = self._spec.replica
+        # Nobody else makes what begins here.
+        owner = mine if batch.own else self._claims.owner(batch.id, batch.span)
+        if owner == mine:
+            self._append(batch)
+        elif owner is None or self._is_journaled(owner, batch):
+            superseded.append(batch)
+        else:
+            self._held_up = True
+            return
+        self._asked.popleft()
+
+    def _is_journaled(self, owner: int, batch: OutBatch) -> bool:
+        path = journal_path(Path(self._spec.journals), self._link, owner)
+        return has_journaled(path, self._spec.run, batch.id)
+
+    def _append(self, batch: OutBatch) -> None:
+        entry = self._journal.append(
+            batch.id, batch.cut, batch.count, batch.group, bytes(batch.payload), batch.extras
+        )
+        self._journal.forget(batch.id[:4], int.from_bytes(batch.id[4:10]) - batch.span)
+        self._waiting.append((batch, entry))
 
     def _sync(self) -> None:
         self._syncing = None
