@@ -19,9 +19,11 @@ for ever. Claims are of one run and need not survive the machine.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+
+from flowkit.journal import JournalFull
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS claims (
@@ -43,9 +45,8 @@ class Busy(Exception):
 class Claims:
     """The claims on the batches of one link, at `path`, for producer `replica`.
 
-    It is a context: within it nobody else can claim. Entering it for the first time gives up the
-    claims of earlier incarnations of the replica on batches that are not in `journaled`. Raises
-    `Busy`, and sqlite3.Error where the disk fails.
+    The first transaction gives up the claims of earlier incarnations of the replica on batches that
+    are not in `journaled`. All raise `Busy`, `JournalFull`, and sqlite3.Error if the disk fails.
     """
 
     def __init__(self, path: Path, replica: int, journaled: Iterable[bytes]) -> None:
@@ -56,7 +57,9 @@ class Claims:
         self.inherited = path.exists()
         """Whether there may be claims of an earlier incarnation that others wait for."""
 
-    def __enter__(self) -> Claims:
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Keep all others from claiming; what is claimed within it counts when it is left."""
         try:
             if self._db is None:
                 self._db = self._open()
@@ -65,24 +68,18 @@ class Claims:
                 self._journaled = None
                 self.inherited = False
             self._db.execute("BEGIN IMMEDIATE")
+            with self._db:
+                yield
         except sqlite3.OperationalError as error:
             code = int(getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise Busy(str(self._path)) from error
+            if code == sqlite3.SQLITE_FULL:
+                raise JournalFull(str(self._path)) from error
             raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        assert self._db is not None
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
 
     def owner(self, lineage: bytes, span: int) -> int | None:
-        """Claim a batch; the replica whose it is now, or was before.
+        """Claim a batch, in a transaction; the replica whose it is now, or was before.
 
         `span` is how far its root is above the lowest that can come again. None: the root is below
         that, so that all that was made of it is in journals, and what comes now is a late copy.

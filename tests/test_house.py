@@ -31,7 +31,7 @@ RANKS = {
     4: ["protocol"],
     5: ["topology"],
     6: ["metrics", "sampling", "status", "channels", "node", "__init__"],
-    7: ["transport", "store", "journal", "rundir", "connectors"],
+    7: ["transport", "store", "journal", "claims", "rundir", "connectors"],
     8: ["runtime"],
     9: ["control", "launchers"],
     10: ["report", "shares", "processes", "figures", "operations", "watching", "supervisor", "mp"],

@@ -153,29 +153,35 @@ class JournalDriver:
             while self._asked:
                 self._append(self._asked.popleft())
         elif self._asked or self._claims.inherited:
-            superseded: list[OutBatch] = []
             try:
-                with self._claims:
-                    while self._asked and not self._held_up:
-                        self._claim(self._asked[0], superseded)
+                with self._claims.transaction():
+                    decided = self._claim()
             except Busy:
                 self._held_up = True
+                return
+            superseded: list[OutBatch] = []
+            for mine in decided:
+                batch = self._asked.popleft()
+                if mine:
+                    self._append(batch)
+                else:
+                    superseded.append(batch)
             if superseded:
                 self._sender.superseded(superseded)
                 self._wake()
 
-    def _claim(self, batch: OutBatch, superseded: list[OutBatch]) -> None:
+    def _claim(self) -> list[bool]:
+        """Of the first that were asked for, whether they are written here and not elsewhere."""
+        decided = []
         mine = self._spec.replica
-        # Nobody else makes what begins here.
-        owner = mine if batch.own else self._claims.owner(batch.id, batch.span)
-        if owner == mine:
-            self._append(batch)
-        elif owner is None or self._is_journaled(owner, batch):
-            superseded.append(batch)
-        else:
-            self._held_up = True
-            return
-        self._asked.popleft()
+        for batch in self._asked:
+            # Nobody else makes what begins here.
+            owner = mine if batch.own else self._claims.owner(batch.id, batch.span)
+            if not (owner is None or owner == mine or self._is_journaled(owner, batch)):
+                self._held_up = True
+                break
+            decided.append(owner == mine)
+        return decided
 
     def _is_journaled(self, owner: int, batch: OutBatch) -> bool:
         path = journal_path(Path(self._spec.journals), self._link, owner)
