@@ -112,12 +112,6 @@ class Journal:
                 self._db.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[kind]}")
                 self._db.executescript(_SCHEMA)
                 self._check_groups(groups)
-                # Always something, and before anything is read: what a killed maker had half
-                # written is in it now, or will never be.
-                self._db.execute(
-                    "INSERT INTO facts VALUES ('opened', '1') "
-                    "ON CONFLICT (name) DO UPDATE SET value = value + 1"
-                )
                 self._db.execute("DELETE FROM lineages WHERE run != ?", (run,))
                 row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'batches'")
                 self._last = int((row.fetchone() or (0,))[0])
@@ -132,28 +126,40 @@ class Journal:
 
         Call it before anything is written.
         """
-        entries = []
         try:
-            (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
-            if found != "ok":
-                raise self._damaged(str(found).replace("\n", " "))
-            rows = self._db.execute(
-                "SELECT sequence, lineage, cut, count, slot, payload, extras, crc FROM batches "
-                "ORDER BY sequence"
-            )
-            for *fields, crc in rows:
-                entry = Entry(*fields)
-                if entry.checksum() != crc:
-                    raise self._damaged(f"batch {entry.sequence} is not what was written")
-                entries.append(entry)
-                self._held[entry.sequence] = crc
-            noted = self._db.execute("SELECT value FROM facts WHERE name = 'held'").fetchone()
+            self._db.execute("BEGIN IMMEDIATE")
+            with self._db:
+                entries = self._read()
+                # Always something: what a killed maker had half written is either among them, or
+                # is overwritten now and never comes to light.
+                self._db.execute(
+                    "INSERT INTO facts VALUES ('opened', '1') "
+                    "ON CONFLICT (name) DO UPDATE SET value = value + 1"
+                )
         except (sqlite3.Error, TypeError, AttributeError) as error:  # a column of another type
             raise self._unusable(error) from error
+        self._last = max(self._last, entries[-1].sequence if entries else 0)
+        return entries
+
+    def _read(self) -> list[Entry]:
+        entries = []
+        (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise self._damaged(str(found).replace("\n", " "))
+        rows = self._db.execute(
+            "SELECT sequence, lineage, cut, count, slot, payload, extras, crc FROM batches "
+            "ORDER BY sequence"
+        )
+        for *fields, crc in rows:
+            entry = Entry(*fields)
+            if entry.checksum() != crc:
+                raise self._damaged(f"batch {entry.sequence} is not what was written")
+            entries.append(entry)
+            self._held[entry.sequence] = crc
+        noted = self._db.execute("SELECT value FROM facts WHERE name = 'held'").fetchone()
         self._total = sum(self._held.values())
         if (noted or ("0 0",))[0] != f"{len(entries)} {self._total}":
             raise self._damaged("there are other batches in it than were written")
-        self._last = max(self._last, entries[-1].sequence if entries else 0)
         return entries
 
     def lineages(self) -> list[bytes]:
