@@ -36,6 +36,8 @@ class Scenario:
         self.transport = chance.choice(["auto", "auto", "tcp"])
         self.kills_sources = self.sink == "journal" and chance.random() < 0.5
         self.harms = 0
+        self.pause = 0.25
+        """Seconds between two harms, at most."""
         self.stages = {"pool": 1, "pools": 2, "diamond": 2, "chain": 3}[self.shape]
         self.replicas = [chance.choice([1, 2, 3]) for _ in range(self.stages)]
         self.busy = [chance.choice([0, 5, 50]) for _ in range(self.stages)]
@@ -100,7 +102,7 @@ class Scenario:
         """Hurt `run` for a while: kills of one and of many, and stops."""
         end = time.monotonic() + seconds
         while (now := time.monotonic()) < end:
-            pause = now + self.chance.uniform(0.0, 0.25)
+            pause = now + self.chance.uniform(0.0, self.pause)
             run.until(lambda pause=pause: time.monotonic() >= pause)
             there = self.victims(run)
             if not there:

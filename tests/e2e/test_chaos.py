@@ -17,8 +17,9 @@ from tests.e2e.harness import Place
 FIRST, LAST, SECONDS = map(int, os.environ.get("FLOWKIT_CHAOS", "1:6:10").split(":"))
 
 
-def trial(place: Place, seed: int, seconds: float) -> None:
+def trial(place: Place, seed: int, seconds: float, pause: float = 0.25) -> None:
     scenario = Scenario(seed)
+    scenario.pause = pause
     print(scenario)
     run = place.up(scenario.topology(place))
     run.ready()
@@ -36,3 +37,11 @@ def test_a_little(place: Place) -> None:
 @pytest.mark.parametrize("seed", range(FIRST, LAST + 1))
 def test_much(place: Place, seed: int) -> None:
     trial(place, seed, SECONDS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", [10, 167])
+def test_pools_before_a_durable_link(place: Place, seed: int) -> None:
+    """Workers are killed more often than they can be started, many of them in an fsync."""
+    trial(place, seed, SECONDS, pause=0.12)
