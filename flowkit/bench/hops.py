@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,7 @@ import zmq
 from flowkit.bench.crew import context, run_crew
 from flowkit.bench.payload import SHORT, Reading, messages
 from flowkit.bench.project import run_project
-from flowkit.bench.tally import Tally, figures
+from flowkit.bench.tally import Tally, figures, received
 from flowkit.clock import monotonic
 
 BUFFERED = 64 << 20
@@ -51,12 +52,7 @@ def _put(lane: Any, count: int, kind: str) -> None:
 
 
 def _get(lane: Any, count: int) -> Tally:
-    get = lane.get
-    get()
-    first = monotonic()
-    for _ in range(count - 1):
-        get()
-    return Tally(count, first, monotonic())
+    return received(lane.get, count)
 
 
 def pipe(count: int, kind: str = "bytes", size: int = SHORT) -> Figures:
@@ -78,12 +74,7 @@ def _write(writer: Any, count: int, kind: str, size: int, plain: bool) -> None:
 
 
 def _read(reader: Any, count: int, plain: bool) -> Tally:
-    receive = reader.recv_bytes if plain else reader.recv
-    receive()
-    first = monotonic()
-    for _ in range(count - 1):
-        receive()
-    return Tally(count, first, monotonic())
+    return received(reader.recv_bytes if plain else reader.recv, count)
 
 
 # ---------------------------------------------------------------------------- pyzmq
@@ -131,23 +122,15 @@ def _pull(address: str, count: int, kind: str, size: int, copy: bool) -> Tally:
         socket.rcvhwm = high_water(size)
         socket.bind(address)
         receive = socket.recv
-        if kind == "bytes" and copy:
-            receive()
-            first = monotonic()
-            for _ in range(count - 1):
-                receive()
-        elif kind == "bytes":
-            receive(copy=False)
-            first = monotonic()
-            for _ in range(count - 1):
-                receive(copy=False)
-        else:
-            type_: Any = Reading if kind == "struct" else dict[str, Any]
-            decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(type_).decode
+        if kind == "bytes":
+            return received(receive if copy else partial(receive, copy=False), count)
+        # Not through a function that does both: it would be a call more than one would write.
+        type_: Any = Reading if kind == "struct" else dict[str, Any]
+        decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(type_).decode
+        decode(receive())
+        first = monotonic()
+        for _ in range(count - 1):
             decode(receive())
-            first = monotonic()
-            for _ in range(count - 1):
-                decode(receive())
         return Tally(count, first, monotonic())
 
 
@@ -164,12 +147,7 @@ def _pull_pickled(address: str, count: int) -> Tally:
     with zmq.Context() as ours, ours.socket(zmq.PULL) as socket:
         socket.rcvhwm = HIGH_WATER
         socket.bind(address)
-        receive = socket.recv_pyobj
-        receive()
-        first = monotonic()
-        for _ in range(count - 1):
-            receive()
-        return Tally(count, first, monotonic())
+        return received(socket.recv_pyobj, count)
 
 
 # ---------------------------------------------------------------------------- ZMQStream

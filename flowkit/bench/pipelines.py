@@ -16,7 +16,7 @@ from flowkit.bench.crew import context, run_crew
 from flowkit.bench.hops import HIGH_WATER
 from flowkit.bench.payload import messages
 from flowkit.bench.project import run_project
-from flowkit.bench.tally import Tally, figures
+from flowkit.bench.tally import Tally, figures, received
 from flowkit.clock import monotonic
 
 WORKERS = 2
@@ -111,12 +111,7 @@ def _collect(count: int) -> Tally:
     with zmq.Context() as ours, ours.socket(zmq.PULL) as results:
         results.rcvhwm = HIGH_WATER
         results.bind(RESULTS)
-        receive = results.recv
-        receive()
-        first = monotonic()
-        for _ in range(count - 1):
-            receive()
-        return Tally(count, first, monotonic())
+        return received(results.recv, count)
 
 
 def flowkit(count: int, workers: int = WORKERS, stages: int = 1) -> dict[str, float]:

@@ -21,7 +21,7 @@ from flowkit.clock import monotonic
 
 PROJECT = "idle"
 
-SETTLE = 0.5
+SETTLE = 2.0
 """Seconds between "ready" and the measurements: what starts has still to finish starting."""
 
 GRACE = 20.0

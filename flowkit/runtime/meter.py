@@ -17,7 +17,10 @@ from flowkit.runtime.inlet import Inlet, Shop
 from flowkit.runtime.processor import Use
 
 FLOWS = 0.1
-"""Seconds between looks at the queues."""
+"""Seconds between looks at the queues, and at the use of the processor."""
+
+IDLE = 5.0
+"""Seconds between looks at the use of the processor while nothing is handled."""
 
 
 class Meter:
@@ -49,6 +52,8 @@ class Meter:
         self._blocked_since: float | None = None
         self._blocking: list[tuple[Books, bool]] = []
         self._flows_due = 0.0
+        self._use_due = 0.0
+        self._use_busy = 0.0
         if inlets and all(inlet.how.coroutine for inlet in inlets):
             gauges[shared.CONCURRENCY] = max(inlet.channel.concurrency for inlet in inlets)
         gauges[shared.LISTS] = max((inlet.channel.batch or 0 for inlet in inlets), default=0)
@@ -81,12 +86,17 @@ class Meter:
         if now >= self._flows_due:
             self._flows_due = now + FLOWS
             gauges[shared.QUEUE] = self._engine.waiting
-            if self._cpu is not None:
-                spent, starved = self._cpu()
-                gauges[shared.CPU_NS] = int(spent * 1e9)
-                gauges[shared.STARVED_NS] = int(starved * 1e9)
+            if now >= self._use_due or self._shop.busy != self._use_busy:
+                self._use(now)
             for sender in self._engine.senders.values():
                 sender.books.flows(sender.queued, sender.credit)
+
+    def _use(self, now: float) -> None:
+        self._use_due, self._use_busy = now + IDLE, self._shop.busy
+        if self._cpu is not None:
+            spent, starved = self._cpu()
+            self._gauges[shared.CPU_NS] = int(spent * 1e9)
+            self._gauges[shared.STARVED_NS] = int(starved * 1e9)
 
     def turned(self, now: float) -> None:
         """The loop has turned."""

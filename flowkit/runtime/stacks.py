@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import linecache
 import logging
+import selectors
 import sys
 import threading
 import traceback
@@ -18,7 +19,10 @@ from flowkit.clock import Clock, monotonic
 log = logging.getLogger("flowkit.replica")
 
 LATE = 0.5
-"""Seconds by which the watch may wake late before it says nothing: everything stood still."""
+"""Seconds by which the guard may wake late before it says nothing: everything stood still."""
+
+AFTER = 0.01
+"""Seconds after a turn has become too long at which the guard looks at it."""
 
 GUARD = "flowkit guard"
 """The name of the guard's thread."""
@@ -96,12 +100,12 @@ def holder(frame: FrameType | None) -> tuple[str, str]:
 class Guard:
     """Says, from a thread of its own, what has held the loop for more than `seconds`.
 
-    The loop notes in `turned` when it last turned, every `beat` seconds, which a timer of the
-    replica does anyway; so handlers pay nothing. The thread wakes four times a second or so, which
-    takes 0.5 ms of a core. `tell` gets the seconds, the function and its stack, once for each time
-    that the loop is held; it runs on the thread.
+    `turn` is when the loop has begun its present turn, 0 while it waits: `GuardedSelector` notes
+    it, 0.3 us a turn. The thread looks once in `seconds`, and again when a turn that it has met
+    would be too long; so a replica that rests wakes for it once a second, which takes 0.1 ms.
+    `tell` gets the seconds, the function and its stack, once for each turn; it runs on the thread.
 
-    `faulthandler.dump_traceback_later` would do it too if the loop armed it again at every beat.
+    `faulthandler.dump_traceback_later` would do it too if the loop armed it again at every turn.
     But each arming waits, in the loop, until the thread of the one before has ended (0.1 ms; 2 ms
     on a busy machine); what comes out has no level, no time and no name; and there is one for the
     process, which belongs to the node. What it would show in addition is a call into C that does
@@ -112,46 +116,68 @@ class Guard:
         self, seconds: float, tell: Callable[[float, str, str], None], clock: Clock = monotonic
     ) -> None:
         self.seconds = seconds
-        self.beat = min(0.25, seconds / 4)
-        self.turned = 0.0
+        self.clock = clock
+        self.turn = 0.0
         self._tell = tell
-        self._clock = clock
         self._thread: threading.Thread | None = None
         self._watched = 0
-        self._over = threading.Event()
+        self._over = threading.Lock()
+        self._over.acquire()
 
-    def note(self, now: float) -> None:
-        """The loop turns. The first time the watch begins; call it on the loop's thread."""
-        self.turned = now
-        if self._thread is None and not self._over.is_set():
+    def start(self) -> None:
+        """Begin to watch the thread that calls this. Once; not after `stop`."""
+        if self._thread is None and self._over.locked():
             self._watched = threading.get_ident()
             self._thread = threading.Thread(target=self._watch, name=GUARD, daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
         """Twice is fine."""
-        self._over.set()
+        if self._over.locked():
+            self._over.release()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def _watch(self) -> None:
         told = 0.0
-        last = self._clock()
-        while not self._over.wait(self.beat):
-            now = self._clock()
-            late = now - last > self.beat + LATE
+        awake = last = self.clock()
+        wait = self.seconds
+        while not self._over.acquire(timeout=wait):
+            now = self.clock()
+            if now - last > wait + LATE:
+                awake = now  # everything stood still: what was before is nobody's fault
             last = now
-            turned = self.turned
-            held = now - turned
-            if late or turned == told or held < self.seconds + self.beat:
+            turn, wait = self.turn, self.seconds
+            if not turn or turn == told:
+                continue
+            held = now - max(turn, awake)
+            if held < self.seconds:
+                wait = self.seconds - held + AFTER
                 continue
             frame = sys._current_frames().get(self._watched)
-            if frame is None or turned != self.turned:
+            if frame is None or turn != self.turn:
                 continue
-            told = turned
+            told = turn
             linecache.checkcache()
             self._tell(held, *holder(frame))
+        self._over.release()
+
+
+class GuardedSelector(selectors.DefaultSelector):
+    """What a loop waits with; notes in `guard` when it does."""
+
+    def __init__(self, guard: Guard) -> None:
+        super().__init__()
+        self._guard = guard
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        guard = self._guard
+        guard.turn = 0.0
+        try:
+            return super().select(timeout)
+        finally:
+            guard.turn = guard.clock()
 
 
 def warn_of_standstill(

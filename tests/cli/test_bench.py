@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 from pathlib import Path
 
@@ -104,8 +105,16 @@ def test_without_matplotlib_there_are_no_charts(
     assert "pip install 'flowkit[bench]'" in err
 
 
-def test_charts(measured: list[tuple[str, Pace]], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+@pytest.fixture(scope="module")
+def fonts() -> None:
+    """matplotlib keeps the files of the fonts open that it has drawn with, for the next figure: it
+    has done so before the test begins."""
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    figure.text(0, 0, "text")
+    figure.savefig(io.BytesIO())
+
+
+def test_charts(fonts: None, measured: list[tuple[str, Pace]], tmp_path: Path) -> None:
     assert cli.main(["bench", "--only", "seed,latency", "--out", str(tmp_path)]) == 0
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["latency.png", "results.json", "results.txt", "seed.png"]

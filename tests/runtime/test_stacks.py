@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flowkit.runtime.stacks import Guard, holder, tasks_text
+from flowkit.runtime.stacks import Guard, GuardedSelector, holder, tasks_text
 from tests.conftest import Eventually
 
 Told = list[tuple[float, str, str]]
@@ -39,7 +39,8 @@ def test_who_holds_the_loop_is_told_once_while_it_does(
         release.wait(0.2)  # it is held on and on
 
     release = threading.Event()
-    guard.note(time.monotonic())
+    guard.turn = time.monotonic()
+    guard.start()
     some_handler()
     assert len(told) == 1
     seconds, function, stack = told[0]
@@ -49,8 +50,9 @@ def test_who_holds_the_loop_is_told_once_while_it_does(
 
 
 def test_each_blockage_anew(guard: Guard, told: Told, eventually: Eventually) -> None:
+    guard.start()
     for count in range(1, 4):
-        guard.note(time.monotonic())
+        guard.turn = time.monotonic()
         eventually(lambda count=count: len(told) == count)  # type: ignore[misc]
 
 
@@ -61,20 +63,59 @@ def test_a_loop_that_turns_is_not_told_of(told: Told, eventually: Eventually) ->
         nonlocal now, looks
         looks += 1
         now += 0.02
-        guard.turned = now - 0.02  # it turns at every beat
+        guard.turn = now - 0.01  # another turn each time
         return now
 
     guard = Guard(0.02, lambda *facts: told.append(facts), clock)
-    guard.note(0.0)
+    guard.start()
     eventually(lambda: looks > 20)
     guard.stop()
     assert not told
 
 
+def test_a_loop_that_waits_is_not_told_of(told: Told, eventually: Eventually) -> None:
+    """It looks at the loop of each turn, and at none while the loop waits for something."""
+    guard = Guard(0.02, lambda *facts: told.append(facts))
+    turns: list[float] = []
+
+    async def run() -> None:
+        guard.start()
+        await asyncio.sleep(0)
+        for _ in range(3):
+            turns.append(guard.turn)
+            await asyncio.sleep(0.05)
+        assert not told
+        eventually(lambda: told)  # it holds the loop
+
+    with asyncio.Runner(
+        loop_factory=lambda: asyncio.SelectorEventLoop(GuardedSelector(guard))
+    ) as runner:
+        runner.run(run())
+    guard.stop()
+    assert 0 < turns[0] < turns[1] < turns[2]
+    [(seconds, _, stack)] = told
+    assert seconds >= 0.02 and "in run" in stack
+
+
+def test_the_guard_rests_while_the_loop_waits(eventually: Eventually) -> None:
+    """It wakes once in `seconds`, not more often."""
+    looks: list[float] = []
+
+    def clock() -> float:
+        looks.append(time.monotonic())
+        return looks[-1]
+
+    guard = Guard(0.05, lambda *facts: None, clock)
+    guard.start()
+    eventually(lambda: len(looks) > 5)
+    guard.stop()
+    assert looks[5] - looks[0] >= 5 * 0.05
+
+
 def test_a_guard_that_was_stopped_does_not_begin() -> None:
     guard = Guard(0.01, lambda *facts: None)
     guard.stop()
-    guard.note(0.0)
+    guard.start()
     assert guard._thread is None
 
 
@@ -90,7 +131,8 @@ def test_everything_that_stands_still_blames_nobody(told: Told, eventually: Even
         return now[0]
 
     guard = Guard(0.02, lambda *facts: told.append(facts), clock)
-    guard.note(0.0)
+    guard.turn = 1.0
+    guard.start()
     eventually(lambda: looks > 10)
     guard.stop()
     assert not told
@@ -183,7 +225,8 @@ from flowkit.runtime.stacks import Guard
 told = []
 trust_the_only_thread()
 guard = Guard(0.01, lambda *facts: told.append(facts))
-guard.note(time.monotonic())
+guard.turn = time.monotonic()
+guard.start()
 while not told:
     time.sleep(0.001)
 print(channels._kind.__name__)
