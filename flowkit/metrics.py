@@ -195,10 +195,12 @@ class _Judge:
     def source(self) -> Verdict | None:
         """A source that is never held up, and works to read."""
         reader = max(self._sources, key=lambda one: _mean(one.busy), default=None)
-        if reader is None or _mean(reader.busy) < BUSY:
+        if reader is None:
             return None
-        cores = reader.cores
-        if cores is not None and cores < ASLEEP * len(reader.busy):
+        busy, cores = _mean(reader.busy), reader.cores
+        if busy < BUSY and busy + _mean(reader.waiting) >= BUSY:
+            return None  # for a good part of the time it is held up, if not by one link alone
+        if busy < BUSY or (cores is not None and cores < ASLEEP * len(reader.busy)):
             text = f"nothing limits: {reader.node} waits for its input"
             return Verdict(None, 0.0, text, "input")
         advice = f"everything waits for {reader.node} to read its input: make read() faster"

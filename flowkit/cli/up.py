@@ -21,8 +21,9 @@ from flowkit.cli.relay import relayed
 from flowkit.cli.show import Screen
 from flowkit.clock import monotonic
 from flowkit.control.door import listen, listen_somewhere
-from flowkit.errors import OperatorError
+from flowkit.errors import AlreadyRunning, OperatorError
 from flowkit.report import Report
+from flowkit.rundir import RunDirectory
 from flowkit.runtime.planning import load_plan
 from flowkit.supervisor import DRAIN_TIMEOUT, Supervisor
 
@@ -119,6 +120,9 @@ def command(
     else:
         screen = Screen(sys.stdout, colour=terminal.use_colour(sys.stdout))
     plan = load_plan(file, os.environ, os.getcwd())
+    place = RunDirectory(plan.project, plan.path)
+    if (pid := place.holder()) is not None:  # before anything is said of this run
+        raise AlreadyRunning(pid, str(place.lock_path))
     listening = None
     if not no_http:
         listening = listen(http) if http is not None else listen_somewhere()

@@ -187,8 +187,13 @@ async def tap(desk: Desk, wanted: arguments.Tap, reply: Reply) -> None:
     open_tap = _ability(desk, "tap")
     reply.opened(None, wanted.depth)
     handle = open_tap(wanted.node, wanted.channel, reply.offer)
+    gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    handle.on_end = gone.set_result
     try:
-        await _end(desk)
+        ends: list[asyncio.Future[Any]] = [desk.over, gone]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if gone.done():
+            raise Denial(requests.GONE, gone.result())
     finally:
         handle.close()
 

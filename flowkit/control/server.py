@@ -19,7 +19,7 @@ from flowkit.clock import Clock
 from flowkit.control.commands import COMMANDS, Command, Denial, Desk, Operated
 from flowkit.control.recorder import Recorder
 from flowkit.control.records import Event
-from flowkit.errors import FlowkitError, WireError
+from flowkit.errors import FlowkitError, UnknownName, WireError
 from flowkit.importing import suggest
 from flowkit.protocol import requests
 from flowkit.protocol.requests import MARK, Welcome
@@ -161,6 +161,8 @@ class ControlServer:
             self._sessions.answer(*key, Raw(_encode(result)))
         except Denial as error:
             self._sessions.fail(*key, error.code, str(error), error.hint)
+        except UnknownName as error:
+            self._sessions.fail(*key, requests.NO_SUCH, str(error), error.hint)
         except FlowkitError as error:
             self._sessions.fail(*key, requests.REFUSED, str(error), getattr(error, "hint", ""))
         except Exception as error:
