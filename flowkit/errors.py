@@ -160,7 +160,8 @@ class AlreadyRunning(OperatorError):
         self.path = path
         super().__init__(
             f"already running: process {pid} holds {path}",
-            hint="stop it first, or run this one under another project name",
+            hint="flowkit down ends it, flowkit reload changes it; or give this one another "
+            "project name",
         )
 
 

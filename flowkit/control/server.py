@@ -164,7 +164,11 @@ class ControlServer:
         except UnknownName as error:
             self._sessions.fail(*key, requests.NO_SUCH, str(error), error.hint)
         except FlowkitError as error:
-            self._sessions.fail(*key, requests.REFUSED, str(error), getattr(error, "hint", ""))
+            hint = getattr(error, "hint", "")
+            self._sessions.fail(*key, requests.REFUSED, str(error), hint)
+            if command.change:
+                self._recorder.on_event.discard(heard)  # it is told that as the answer
+                self._recorder.note(f"{command.verb}: {error}{f' ({hint})' if hint else ''}")
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             self._sessions.fail(*key, requests.INTERNAL, f"a bug in flowkit: {text}")

@@ -369,6 +369,8 @@ class Change(Operation):
             self._become(replica, before[replica.node])
             if replica.node not in self._renewed:
                 continue
+            # What it died of will not come again.
+            replica.restart = RestartState(before[replica.node].policy)
             if replica.phase is Phase.STOPPED or replica.phase is Phase.WAITING:
                 replica.phase, replica.wanted = Phase.WAITING, Wanted.UP
                 replica.trying, replica.launch_at = True, 0.0

@@ -108,8 +108,8 @@ class Outflow:
 
 
 class _Driver:
-    """A task that runs until its stream has ended, or until it is told to end it. `pauses` tells how
-    long it has waited, for input or for room."""
+    """A task that runs until its stream has ended, or until it is told to end it. `pauses` tells
+    how long it has waited, for input or for room."""
 
     def __init__(self, clock: Clock) -> None:
         self.pauses = Pauses(clock)

@@ -21,12 +21,6 @@ Refusal = tuple[str, str]
 AGAIN = "drain the project, change the file, and start it again"
 
 
-SHARED = (
-    "whose replicas share its input by their numbers: with another number of them each would have "
-    "another part, and some of it would be read twice or never"
-)
-
-
 def scaled(plan: Plan, replicas: Mapping[str, int]) -> Plan:
     """The same project with other numbers of replicas of some nodes."""
     nodes = [replace(node, replicas=replicas.get(node.name, node.replicas)) for node in plan.nodes]
@@ -60,7 +54,11 @@ def refusals(plan: Plan, replicas: Mapping[str, int], lose_state: bool) -> list[
         if count == node.replicas:
             continue
         if node.source:
-            found.append((f"{name} is a source, {SHARED}", AGAIN))
+            text = (
+                f"{name} is a source: its replicas share the work by their numbers, and with "
+                "more or fewer of them some of it would be read twice, or never"
+            )
+            found.append((text, AGAIN))
         found += _links_refuse(plan, name)
         keyed = [link for link in plan.links if link.target == name and link.route == "key"]
         if node.stateful and keyed and not lose_state:
