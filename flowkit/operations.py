@@ -127,9 +127,14 @@ class Operations:
     ) -> Outcome:
         return await self._finish(self._reload(topology, lose_state))
 
-    async def take_in(self, plan: Plan, code_changed: Sequence[str]) -> Outcome | None:
+    async def take_in(
+        self, plan: Plan, code_changed: Sequence[str], file_changed: bool
+    ) -> Outcome | None:
         """Become `plan`, then restart the nodes whose code has changed; state in memory is lost.
-        None if nothing has to be done."""
+        None if nothing has to be done. If the file has not changed, numbers of replicas stay what
+        the operator has made them."""
+        if not file_changed:
+            plan = scaled(plan, {one.name: one.replicas for one in self._supervisor.plan.nodes})
         return await self._finish(self._take_in(plan, code_changed))
 
     def changes(self, topology: str | os.PathLike[str] | Plan, lose_state: bool) -> Changes:
@@ -247,9 +252,8 @@ class Operations:
             notes = await self._become(found)
             return Outcome("reloaded", self._clock() - began, notes)
 
-    async def _become(self, found: Changes, renew: bool = False) -> tuple[str, ...]:
-        """Nothing at all has changed if this raises, unless the error says what has. `renew`: new
-        processes take in the code as it is now, also if those there are stay."""
+    async def _become(self, found: Changes) -> tuple[str, ...]:
+        """Nothing at all has changed if this raises, unless the error says what has."""
         _refuse(found.refusals)
         old, new = self._supervisor.plan, found.plan
         for node in old.nodes:
@@ -265,7 +269,7 @@ class Operations:
             lost_state=frozenset(self._losing(new, found.resized)),
             fallback=members_of(old) if found.renews_only else None,
         )
-        async with self._new_code(new if renew or found.whole else None):
+        async with self._new_code(new if found.whole else None):
             await self._change(change, new)
         return tuple(change.notes)
 
@@ -296,40 +300,35 @@ class Operations:
             again = [name for name in again if name not in found.removed]
             notes: list[str] = []
             if found:
-                notes += await self._become(found, renew=bool(code_changed))
-                for name in again:
-                    notes += await self._roll(self._living(name))
-            elif again:
-                notes += await self._take_in_code(found.plan, again)
-            else:
-                self._supervisor.plan = found.plan  # the code may stand in other files now
+                notes += await self._become(found)
+            self._supervisor.plan = found.plan  # the code may stand in other files now
+            if again:
+                notes += await self._take_in_code(again)
             done = list(dict.fromkeys([*found.renewed, *again]))
             if not found and not done:
                 return None
             text = f"restarted {', '.join(done)}" if done else "reloaded"
             return Outcome(text, self._clock() - began, tuple(notes))
 
-    async def _take_in_code(self, plan: Plan, nodes: Sequence[str]) -> list[str]:
-        """Restart nodes whose code alone has changed; `plan` says in which files it stands now. If
-        one does not come up with it, those that have it get the old code back."""
+    async def _take_in_code(self, nodes: Sequence[str]) -> list[str]:
+        """Restart nodes whose code has changed. If a replica does not come up with it, those that
+        have it already get the old code back."""
         replicas = [replica for name in nodes for replica in self._living(name)]
         before = {replica: replica.incarnation for replica in replicas}
         try:
-            async with self._new_code(plan):
-                notes = await self._roll(replicas)
+            async with self._new_code(self._supervisor.plan):
+                return await self._roll(replicas)
         except ChangeError as error:
             text = "the code of before runs on"
-            for replica in replicas:
-                try:
+            try:
+                for replica in replicas:
                     if replica.phase is Phase.STOPPED:
                         await self._operate(Arrival(self._project, replica, self.limit))
                     elif replica.incarnation != before[replica]:
                         await self._roll([replica])
-                except ChangeError as worse:
-                    text += f", but {worse}"
+            except ChangeError as worse:
+                text = f"and not all are back to the code of before: {worse}"
             raise ChangeError(f"{error}; {text}", error.hint) from error
-        self._supervisor.plan = plan
-        return notes
 
     # -- what the supervisor asks --------------------------------------------------------------
 
