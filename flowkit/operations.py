@@ -495,6 +495,11 @@ class Changeable:
         difference cannot be made while the project runs, nothing is changed."""
         return await self._operations.reload(topology, lose_state)
 
+    @property
+    def stopped(self) -> list[str]:
+        """The nodes of which a replica is stopped: what comes for them waits."""
+        return self._operations.stopped
+
     async def watch(self) -> None:
         """Take in what changes in the project's code and files, until cancelled."""
         await self._operations.watch()

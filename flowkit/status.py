@@ -24,7 +24,7 @@ class ReplicaStatus(Struct, kw_only=True, frozen=True):
     nearly all the time), "waiting" (held up by what is downstream), "idle", "stopping", "stopped",
     "done", "lost"."""
     phase: str
-    """Where its life stands: waiting, starting, ready, done, ended, lost."""
+    """Where its life stands: waiting, starting, ready, done, ended, lost, stopped, removed."""
     pid: int | None = None
     incarnation: int = 0
     uptime: float = 0.0

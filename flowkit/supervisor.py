@@ -209,7 +209,7 @@ class Supervisor(Changeable):
             return
         if not self._project.draining:
             self._watcher.draining(self.in_flight())
-            for node in self._operations.stopped:
+            for node in self.stopped:
                 self._watcher.note(
                     f"{node} is stopped: what waits for it stays in flight (flowkit start {node})"
                 )

@@ -304,7 +304,10 @@ async def down(desk: Desk, wanted: arguments.Down, reply: Reply) -> Ended:
     else:
         desk.project.drain(wanted.timeout)
     while not desk.over.done():
-        reply.tell(f"draining: {desk.project.in_flight():,} in flight")
+        text = f"draining: {desk.project.in_flight():,} in flight"
+        for node in getattr(desk.project, "stopped", []):
+            text += f"; {node} is stopped: flowkit start {node}"
+        reply.tell(text)
         await asyncio.wait([desk.over], timeout=TELL_EVERY)
     return Ended(desk.over.result())
 
