@@ -277,6 +277,10 @@ def test_every_change_is_confirmed(place: Place) -> None:
     scaled = flowkit("scale", "work=3")
     assert scaled.returncode == 0, scaled.stderr
     assert scaled.stdout.startswith("work 2 -> 3 replicas in ") and scaled.stdout.count("\n") == 1
+    second = flowkit("up", "trial.yaml", "-d", "--no-http")
+    assert second.returncode == 2 and second.stderr.startswith("error: already running: process")
+    assert len(second.stderr.splitlines()) == 2 and second.stdout == ""
+
     assert flowkit("scale", "work=3").stdout == "work has 3 replicas already\n"
     names = [line.split()[0] for line in flowkit("ps").stdout.splitlines()[1:5]]
     assert names == ["read.0", "work.0", "work.1", "work.2"], "in the order of the file"
@@ -335,9 +339,6 @@ def test_every_change_is_confirmed(place: Place) -> None:
     asked = {"scaled", "rolled", "stopped", "resumed", "reloaded", "levelled"}
     assert asked <= {event["event"] for event in events}
     assert sum(event["event"] == "scaled" for event in events) == 1, "what was so is no event"
-    second = flowkit("up", "trial.yaml", "-d")
-    assert second.returncode == 2 and second.stderr.startswith("error: already running: process")
-    assert len(second.stderr.splitlines()) == 2 and second.stdout == ""
     place.touch("stop")
     result = run.wait()
     assert result.code == 0, result.text
