@@ -72,8 +72,9 @@ class Meter:
         if self._reading is not None:
             # A source is busy while its stream lasts, unless it is held up or waits for its input.
             since, pauses = self._reading
-            idle = max(gauges[shared.WAITING_NS] / 1e9, pauses.seconds(now))
-            self._shop.busy = max(0.0, now - since - idle)
+            waited, paused = gauges[shared.WAITING_NS] / 1e9, pauses.seconds(now)
+            self._shop.busy = max(0.0, now - since - max(waited, paused))
+            gauges[shared.INPUT_NS] = max(gauges[shared.INPUT_NS], int((paused - waited) * 1e9))
         for inlet in self._inlets:
             inlet.accrue(now)
         if self._committing_since is not None:
