@@ -269,8 +269,16 @@ class Operations:
             lost_state=frozenset(self._losing(new, found.resized)),
             fallback=members_of(old) if found.renews_only else None,
         )
-        async with self._new_code(new if found.whole else None):
-            await self._change(change, new)
+        try:
+            async with self._new_code(new if found.whole else None):
+                await self._change(change, new)
+        except ChangeError as error:
+            if self._supervisor.plan is old:
+                raise
+            left = "otherwise the project is now what the file says"
+            for node in self.stopped:
+                left += f"; {node} is stopped: flowkit start {node} tries it again"
+            raise ChangeError(f"{error}; {left}", error.hint) from error
         return tuple(change.notes)
 
     @asynccontextmanager

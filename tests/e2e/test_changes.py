@@ -432,6 +432,29 @@ async def test_settings_that_do_not_work_are_taken_back(place: Place) -> None:
 
 
 @on_loop
+async def test_what_cannot_be_taken_back_is_told(place: Place) -> None:
+    nodes, links = parts(place)
+    path = place.topology(nodes, links)
+    async with Supervisor(path, watcher=Silent()) as project:
+        await flowing(project)
+        bag = {"bag": node("Bag", {"path": place.file("bag")})}
+        broken = node("Pass", {"fail": "init"}, replicas=2)
+        place.topology(
+            {**nodes, "work": broken, **bag}, [*links, link("work.results -> bag.results")]
+        )
+        left = "otherwise the project is now what the file says; work is stopped: flowkit start"
+        with pytest.raises(ChangeError, match=rf"work.\d cannot start; .*{left} work"):
+            await project.reload()
+        assert project._operations.stopped == ["work"] and "bag.0" in project.pids
+        place.topology(nodes | bag, [*links, link("work.results -> bag.results")])
+        project.plan = project.changes(path).plan  # as if what it needs were there now
+        await project.start_node("work")
+        await flowing(project)
+        report = await end(place, project)
+    judge(place, report)
+
+
+@on_loop
 async def test_drained_while_a_node_is_stopped(place: Place) -> None:
     """What waits for it is in flight, and said to be."""
     async with Supervisor(stream(place), watcher=Silent()) as project:
