@@ -276,8 +276,8 @@ class Operations:
             if self._supervisor.plan is old:
                 raise
             left = "otherwise the project is now what the file says"
-            for node in self.stopped:
-                left += f"; {node} is stopped: flowkit start {node} tries it again"
+            for name in self.stopped:
+                left += f"; {name} is stopped: flowkit start {name} tries it again"
             raise ChangeError(f"{error}; {left}", error.hint) from error
         return tuple(change.notes)
 
