@@ -17,6 +17,7 @@
     |   |-- AlreadyRunning
     |   |-- DirtyStop
     |   |-- NoSuchProject
+    |   |-- UnknownName          a running project has no node, replica or channel of that name
     |   |-- NotRunning           the project does not run, or has ended
     |   `-- RequestFailed        it runs, and does not do what was asked for (carries `code`)
     |-- TransportError           whoever runs the project: an endpoint cannot be bound or reached
@@ -159,7 +160,8 @@ class AlreadyRunning(OperatorError):
         self.path = path
         super().__init__(
             f"already running: process {pid} holds {path}",
-            hint="stop it first, or run this one under another project name",
+            hint="flowkit down ends it, flowkit reload changes it; or give this one another "
+            "project name",
         )
 
 
@@ -169,6 +171,10 @@ class DirtyStop(OperatorError):
 
 class NoSuchProject(OperatorError):
     """There is no such project, running or not."""
+
+
+class UnknownName(OperatorError):
+    """A running project has no node, replica or channel of that name."""
 
 
 class NotRunning(OperatorError):
@@ -181,14 +187,14 @@ class RequestFailed(OperatorError):
     """A running project does not do what was asked for.
 
     `code` is stable, one of `flowkit.protocol.requests`: "refused", "no-such", "not-supported" ...
-    The exit code is 7, or 2 if a topology file has problems.
+    The exit code is 7, or 2 if a topology file has problems, or a name is wrong.
     """
 
     exit_code = 7
 
     def __init__(self, code: str, text: str, hint: str = "") -> None:
         self.code = code
-        if code == "problems":
+        if code in ("problems", "no-such"):
             self.exit_code = 2
         super().__init__(text, hint)
 

@@ -11,8 +11,9 @@ from flowkit.histogram import CELLS, quantile
 from flowkit.metrics import EARLY, Situation, Verdict, verdict
 from flowkit.processes import Processes
 from flowkit.protocol import project as core
+from flowkit.protocol.ledger import Entry
 from flowkit.protocol.project import Phase, Project, Replica
-from flowkit.report import LinkReport, Report
+from flowkit.report import Report
 from flowkit.runtime import shared
 from flowkit.runtime.books import ReplicaBooks
 from flowkit.sampling import Window
@@ -38,6 +39,8 @@ class Scene(NamedTuple):
     books: Mapping[Key, ReplicaBooks]
     pids: Mapping[Key, int]
     in_process: bool
+    former: Sequence[LinkPlan] = ()
+    """Links that were taken out."""
 
 
 class Run(NamedTuple):
@@ -93,10 +96,10 @@ class Figures:
         changes = self._window.changes()
         # Those that were added later stand with those of their node.
         order = {node.name: place for place, node in enumerate(scene.plan.nodes)}
-        there = sorted(
-            (key for key, one in project.replicas.items() if one.phase is not Phase.REMOVED),
-            key=lambda key: (order.get(key[0], len(order)), key),
-        )
+        keys = sorted(project.replicas, key=lambda key: (order.get(key[0], len(order)), key))
+        removed = [key for key in keys if project.replicas[key].phase is Phase.REMOVED]
+        links = _links(scene, report, changes)
+        linked = {link.name for link in scene.plan.links}
         return Status(
             project=scene.plan.project,
             file=scene.plan.path,
@@ -110,12 +113,12 @@ class Figures:
             ready=_ready(project),
             http=run.http,
             window=self._window.covered,
-            replicas=[self._replica(scene, key, changes, now) for key in there],
-            # Links that were taken out stand at the end of the report.
-            links=[
-                _link(link, one, scene.books, changes)
-                for link, one in zip(scene.plan.links, report.links, strict=False)
+            replicas=[
+                self._replica(scene, key, changes, now) for key in keys if key not in removed
             ],
+            links=[link for link in links if link.name in linked],
+            removed=[self._replica(scene, key, changes, now) for key in removed],
+            removed_links=[link for link in links if link.name not in linked],
             verdict=self._verdict(scene, report, run),
         )
 
@@ -191,7 +194,10 @@ class Figures:
 
 def _ready(project: Project) -> bool:
     return project.started and not any(
-        replica.phase in (Phase.WAITING, Phase.STARTING) for replica in project.replicas.values()
+        replica.phase in (Phase.WAITING, Phase.STARTING)
+        # One that an operator has just asked for is not missed: what was served before is still.
+        and not (replica.trying and project.operation is not None)
+        for replica in project.replicas.values()
     )
 
 
@@ -212,18 +218,31 @@ def _replica_state(replica: Replica, busy: float, waiting: float) -> str:
     return words.get(replica.phase, str(replica.phase.value))
 
 
+def _links(scene: Scene, report: Report, changes: shares.Changes) -> list[LinkStatus]:
+    """All links that there are, and those that were taken out. One whose terms were changed is
+    another one with the same name: what both have counted is told as one."""
+    entries: dict[str, Entry] = {}
+    for one in report.links:
+        entries.setdefault(f"{one.source} -> {one.target}", Entry()).add(one.entry)
+    plans: dict[str, list[LinkPlan]] = {}
+    for link in [*scene.plan.links, *scene.former]:
+        plans.setdefault(link.name, []).append(link)
+    return [_link(same, entries[name], scene.books, changes) for name, same in plans.items()]
+
+
 def _link(
-    link: LinkPlan,
-    report: LinkReport,
+    same: Sequence[LinkPlan],
+    entry: Entry,
     books: Mapping[Key, ReplicaBooks],
     changes: shares.Changes,
 ) -> LinkStatus:
-    entry = report.entry
-    flows = [flow for one in books.values() for at, flow in one.flows().items() if at == link.index]
+    """The first of `same`, and what the others have counted before it."""
+    link, indexes = same[0], {one.index for one in same}
+    flows = [flow for one in books.values() for at, flow in one.flows().items() if at in indexes]
     full = shares.of_link(changes, link, shares.FULL_NS)
     return LinkStatus(
-        from_=report.source,
-        to=report.target,
+        from_=f"{link.source}.{link.out}",
+        to=f"{link.target}.{link.into}",
         route=link.route,
         delivery=link.delivery,
         sent=entry.sent,

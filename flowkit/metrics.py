@@ -67,6 +67,8 @@ class NodeShare(Struct, frozen=True):
     """The part of `busy` that went into making things durable, on average."""
     stopped: bool = False
     """Whether the operator has stopped it."""
+    awaiting: float = 0.0
+    """Of a source: the share of the time that it waited for its input, on average."""
 
     @property
     def cores(self) -> float | None:
@@ -168,7 +170,7 @@ class _Judge:
             return None
         link = self._fullest(self._into(busiest))
         pressed = link is not None and link.full >= PRESSED
-        starved = any(_mean(one.busy) >= BUSY for one in self._sources)
+        starved = any(_mean(one.busy) + one.awaiting >= BUSY for one in self._sources)
         if not pressed and self._load(busiest) < SATURATED and starved:
             return None  # it keeps up with what its sources read
         kind, advice = self._help(busiest)
@@ -195,10 +197,13 @@ class _Judge:
     def source(self) -> Verdict | None:
         """A source that is never held up, and works to read."""
         reader = max(self._sources, key=lambda one: _mean(one.busy), default=None)
-        if reader is None or _mean(reader.busy) < BUSY:
+        if reader is not None and _mean(reader.busy) < BUSY:
+            reader = max(self._sources, key=lambda one: _mean(one.busy) + one.awaiting)
+        if reader is None or _mean(reader.busy) + reader.awaiting < BUSY:
             return None
         cores = reader.cores
-        if cores is not None and cores < ASLEEP * len(reader.busy):
+        waits = reader.awaiting > _mean(reader.busy)
+        if waits or (cores is not None and cores < ASLEEP * len(reader.busy)):
             text = f"nothing limits: {reader.node} waits for its input"
             return Verdict(None, 0.0, text, "input")
         advice = f"everything waits for {reader.node} to read its input: make read() faster"

@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flowkit.clock import Clock
-from flowkit.errors import OperatorError
+from flowkit.errors import OperatorError, UnknownName
 from flowkit.importing import did_you_mean
 from flowkit.protocol.change import Change
 from flowkit.protocol.departure import Arrival, Departure
 from flowkit.protocol.project import (
     Completed,
+    Died,
     Member,
     Operation,
     Phase,
     Project,
     Replica,
+    Restore,
     Status,
 )
 from flowkit.protocol.restart import RestartPolicy
@@ -49,14 +51,16 @@ class ChangeError(OperatorError):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A change that is true now. `notes`: what the operator should know besides."""
+    """What is true now; `seconds` is how long it took, None if it was so before. `notes`: what the
+    operator should know besides."""
 
     text: str
-    seconds: float
+    seconds: float | None
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return "; ".join([f"{self.text} in {self.seconds:.1f} s", *self.notes])
+        took = "" if self.seconds is None else f" in {self.seconds:.1f} s"
+        return "; ".join([self.text + took, *self.notes])
 
 
 def members_of(plan: Plan) -> list[Member]:
@@ -98,7 +102,10 @@ class Operations:
         self._closed = False
         self._turn = asyncio.Lock()
         self._plans: dict[Operation, Plan] = {}
+        self._before: dict[Operation, Plan] = {}
         self._futures: dict[Operation, asyncio.Future[str]] = {}
+        self._cause = ""
+        """What a replica that was given up has said last, during this operation."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- what the operator asks ----------------------------------------------------------------
@@ -120,9 +127,14 @@ class Operations:
     ) -> Outcome:
         return await self._finish(self._reload(topology, lose_state))
 
-    async def take_in(self, plan: Plan, code_changed: Sequence[str]) -> Outcome | None:
+    async def take_in(
+        self, plan: Plan, code_changed: Sequence[str], file_changed: bool
+    ) -> Outcome | None:
         """Become `plan`, then restart the nodes whose code has changed; state in memory is lost.
-        None if nothing has to be done."""
+        None if nothing has to be done. If the file has not changed, numbers of replicas stay what
+        the operator has made them."""
+        if not file_changed:
+            plan = scaled(plan, {one.name: one.replicas for one in self._supervisor.plan.nodes})
         return await self._finish(self._take_in(plan, code_changed))
 
     def changes(self, topology: str | os.PathLike[str] | Plan, lose_state: bool) -> Changes:
@@ -161,7 +173,7 @@ class Operations:
             moved = [name for name, count in replicas.items() if before[name] != count]
             if not moved:
                 texts = [f"{name} has {_replicas(count)}" for name, count in replicas.items()]
-                return Outcome(f"{', '.join(texts)} already", self._clock() - began)
+                return Outcome(f"{', '.join(texts)} already", None)
             change = Change(
                 self._project,
                 members_of(new),
@@ -202,12 +214,19 @@ class Operations:
     async def _stop(self, node: str) -> Outcome:
         async with self._begin() as began:
             notes = []
-            for replica in self._replicas(node, None):
+            replicas = self._replicas(node, None)
+            if all(replica.phase is Phase.STOPPED for replica in replicas):
+                return Outcome(f"{node} is stopped already", None, (_start_again(node),))
+            for replica in replicas:
                 departure = Departure(self._project, replica, False, self.limit)
-                await self._operate(departure)
+                stopped = sum(one.phase is Phase.STOPPED for one in replicas)
+                rest = f"; {stopped} of {len(replicas)} are stopped: flowkit start {node}"
+                await self._operate(departure, rest if stopped else "")
                 if departure.forced:
                     notes.append(_forced(replica))
-            notes.append(f"to start it again: flowkit start {node}")
+                elif replica.phase is not Phase.STOPPED:
+                    notes.append(f"{replica.name} has ended meanwhile")
+            notes.append(_start_again(node))
             return Outcome(f"stopped {node}", self._clock() - began, tuple(notes))
 
     async def _start(self, node: str) -> Outcome:
@@ -215,7 +234,7 @@ class Operations:
             replicas = self._replicas(node, None)
             stopped = [one for one in replicas if one.phase is Phase.STOPPED]
             if not stopped:
-                return Outcome(f"{node} was not stopped", self._clock() - began)
+                return Outcome(f"{node} was not stopped", None)
             for replica in stopped:
                 await self._operate(Arrival(self._project, replica, self.limit))
             return Outcome(f"started {node}", self._clock() - began)
@@ -229,21 +248,17 @@ class Operations:
             plan = await asyncio.to_thread(self._supervisor.load, given)
             found = self.changes(plan, lose_state)
             if not found and not found.refusals:
-                return Outcome("nothing has changed", self._clock() - began)
-            _refuse(found.refusals)
-            if found.whole:
-                await self._supervisor.renew_launcher(found.plan)
+                return Outcome("nothing has changed", None)
             notes = await self._become(found)
             return Outcome("reloaded", self._clock() - began, notes)
 
     async def _become(self, found: Changes) -> tuple[str, ...]:
+        """Nothing at all has changed if this raises, unless the error says what has."""
         _refuse(found.refusals)
         old, new = self._supervisor.plan, found.plan
         for node in old.nodes:
             self._check_alive(node.name)
         self._check_none_stopped()
-        both = [node for node in new.nodes if node.name not in found.added]
-        moved = [node.name for node in both if node.replicas != old.node(node.name).replicas]
         change = Change(
             self._project,
             members_of(new),
@@ -251,31 +266,77 @@ class Operations:
             self.limit,
             renewed=found.renewed,
             whole=found.whole,
-            lost_state=frozenset(self._losing(new, moved)),
+            lost_state=frozenset(self._losing(new, found.resized)),
+            fallback=members_of(old) if found.renews_only else None,
         )
-        await self._change(change, new)
+        try:
+            async with self._new_code(new if found.whole else None):
+                await self._change(change, new)
+        except ChangeError as error:
+            if self._supervisor.plan is old:
+                raise
+            left = "otherwise the project is now what the file says"
+            for name in self.stopped:
+                left += f"; {name} is stopped: flowkit start {name} tries it again"
+            raise ChangeError(f"{error}; {left}", error.hint) from error
         return tuple(change.notes)
+
+    @asynccontextmanager
+    async def _new_code(self, plan: Plan | None) -> AsyncIterator[None]:
+        """What is launched within has the code of `plan` as it is now. If that comes to nothing,
+        what is launched later has the code of before again."""
+        fleet = self._supervisor.fleet
+        if fleet is None or plan is None:
+            yield
+            return
+        old = self._supervisor.plan
+        try:
+            await fleet.renew(self._supervisor.nursery_for(plan))
+            yield
+        except BaseException:
+            if self._supervisor.plan is old:
+                fleet.revert()
+            raise
+        finally:
+            fleet.keep()
 
     async def _take_in(self, plan: Plan, code_changed: Sequence[str]) -> Outcome | None:
         async with self._begin() as began:
             found = self.changes(plan, lose_state=True)
             _refuse(found.refusals)
-            if found.whole or code_changed:
-                await self._supervisor.renew_launcher(found.plan)
+            again = [name for name in code_changed if name not in found.renewed]
+            again = [name for name in again if name not in found.removed]
             notes: list[str] = []
             if found:
                 notes += await self._become(found)
-            else:
-                self._supervisor.plan = found.plan  # the code may stand in other files now
-            again = [name for name in code_changed if name not in found.renewed]
-            again = [name for name in again if name not in found.removed]
-            for name in again:
-                notes += await self._roll(self._living(name))
+            self._supervisor.plan = found.plan  # the code may stand in other files now
+            if again:
+                notes += await self._take_in_code(again)
             done = list(dict.fromkeys([*found.renewed, *again]))
             if not found and not done:
                 return None
             text = f"restarted {', '.join(done)}" if done else "reloaded"
             return Outcome(text, self._clock() - began, tuple(notes))
+
+    async def _take_in_code(self, nodes: Sequence[str]) -> list[str]:
+        """Restart nodes whose code has changed. If a replica does not come up with it, those that
+        have it already get the old code back."""
+        replicas = [replica for name in nodes for replica in self._living(name)]
+        before = {replica: replica.incarnation for replica in replicas}
+        try:
+            async with self._new_code(self._supervisor.plan):
+                return await self._roll(replicas)
+        except ChangeError as error:
+            text = "the code of before runs on"
+            try:
+                for replica in replicas:
+                    if replica.phase is Phase.STOPPED:
+                        await self._operate(Arrival(self._project, replica, self.limit))
+                    elif replica.incarnation != before[replica]:
+                        await self._roll([replica])
+            except ChangeError as worse:
+                text = f"and not all are back to the code of before: {worse}"
+            raise ChangeError(f"{error}; {text}", error.hint) from error
 
     # -- what the supervisor asks --------------------------------------------------------------
 
@@ -291,9 +352,22 @@ class Operations:
         old, new = self._supervisor.plan, self._plans[operation]
         kept = {link.index for link in new.links}
         self.former += [link for link in old.links if link.index not in kept]
+        self._before[operation] = old
         self._supervisor.plan = new
 
-    def completed(self, action: Completed) -> None:
+    def died(self, event: Died, last_words: str) -> None:
+        """A replica has died. If it was given up, what it said last is most likely the reason."""
+        lines = [line for line in last_words.splitlines() if line and not line.startswith("hint:")]
+        if event.delay is None and lines:
+            self._cause = f"{event.replica.name} said last: {lines[-1]}"
+
+    def happened(self, action: Restore | Completed) -> None:
+        """The plan of before, and its code, hold again; or the operation is over."""
+        if isinstance(action, Restore):
+            self._supervisor.plan = self._before[action.operation]
+            if self._supervisor.fleet is not None:
+                self._supervisor.fleet.revert()
+            return
         future = self._futures.pop(action.operation, None)
         if future is not None and not future.done():
             future.set_result(action.error)
@@ -336,6 +410,7 @@ class Operations:
             await self._operate(change)
         finally:
             del self._plans[change]
+            self._before.pop(change, None)
 
     async def _operate(self, operation: Operation, more: str = "") -> None:
         """Do it, and wait until it is done. Raises ChangeError with what is wrong, and `more`."""
@@ -343,20 +418,21 @@ class Operations:
         self._check_running(draining=isinstance(operation, Arrival))
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._futures[operation] = future
+        self._cause = ""
         self._project.operate(operation, self._clock())
         if operation in self._plans:
             self._supervisor.open_books(self._plans[operation])
         self._supervisor.carry_out()
         error = await future
         if error:
-            raise ChangeError(error + more)
+            raise ChangeError(error + more, self._cause)
 
     def _replicas(self, node: str, number: int | None) -> list[Replica]:
         replicas = self._project.replicas_of(node)
         names = [one.name for one in self._supervisor.plan.nodes]
         if not replicas or node not in names:
             hint = did_you_mean(node, names) or f"there are {', '.join(names)}"
-            raise ChangeError(f"there is no node {node} in {self._supervisor.plan.project}", hint)
+            raise UnknownName(f"there is no node {node} in {self._supervisor.plan.project}", hint)
         self._check_alive(node)
         if number is None:
             return replicas
@@ -364,7 +440,7 @@ class Operations:
             if replica.number == number:
                 return [replica]
         last = f"{node}.{len(replicas) - 1}"
-        raise ChangeError(f"there is no replica {node}.{number}", f"the last one is {last}")
+        raise UnknownName(f"there is no replica {node}.{number}", f"the last one is {last}")
 
     def _check_alive(self, node: str) -> None:
         if any(replica.done for replica in self._project.replicas_of(node)):
@@ -389,7 +465,8 @@ class Changeable:
     """What can be done to a running project: the part of a `Supervisor` that an operator uses.
 
     Every method waits until what it is asked is true, and says how it went; or raises ChangeError
-    with the reason, and what to do. One is done after the other. Nothing is lost by any of them.
+    with the reason, and what to do (UnknownName if there is no such node or replica). One is done
+    after the other. Nothing is lost by any of them.
     """
 
     def __init__(self, operations: Operations) -> None:
@@ -426,6 +503,11 @@ class Changeable:
         difference cannot be made while the project runs, nothing is changed."""
         return await self._operations.reload(topology, lose_state)
 
+    @property
+    def stopped(self) -> list[str]:
+        """The nodes of which a replica is stopped: what comes for them waits."""
+        return self._operations.stopped
+
     async def watch(self) -> None:
         """Take in what changes in the project's code and files, until cancelled."""
         await self._operations.watch()
@@ -439,6 +521,10 @@ def _refuse(found: list[Refusal]) -> None:
 
 def _replicas(count: int) -> str:
     return "1 replica" if count == 1 else f"{count} replicas"
+
+
+def _start_again(node: str) -> str:
+    return f"to start it again: flowkit start {node}"
 
 
 def _forced(replica: Replica) -> str:

@@ -156,6 +156,7 @@ def _node(
         lists=max((one[shared.LISTS] for one in gauges), default=0),
         committing=sum(share(one, shared.COMMIT_NS) for one in mine) / (len(mine) or 1),
         stopped=stopped,
+        awaiting=sum(share(one, shared.INPUT_NS) for one in mine) / (len(mine) or 1),
     )
 
 

@@ -24,7 +24,7 @@ class ReplicaStatus(Struct, kw_only=True, frozen=True):
     nearly all the time), "waiting" (held up by what is downstream), "idle", "stopping", "stopped",
     "done", "lost"."""
     phase: str
-    """Where its life stands: waiting, starting, ready, done, ended, lost."""
+    """Where its life stands: waiting, starting, ready, done, ended, lost, stopped, removed."""
     pid: int | None = None
     incarnation: int = 0
     uptime: float = 0.0
@@ -120,11 +120,15 @@ class Status(Struct, kw_only=True, frozen=True):
     """The exit code, when it has ended."""
     reason: str = ""
     ready: bool = False
-    """Whether every replica is there and none is being started."""
+    """Whether every replica is there: none is being started, but for those that a change which is
+    under way has asked for."""
     http: str | None = None
     """Where its HTTP server listens, as a URL."""
     window: float = 0.0
     """Seconds that rates, shares and percentiles look back."""
     replicas: list[ReplicaStatus] = []
     links: list[LinkStatus] = []
+    removed: list[ReplicaStatus] = []
+    removed_links: list[LinkStatus] = []
+    """Those that a change has taken out. What they have counted stays, for counters never fall."""
     verdict: Verdict

@@ -209,7 +209,7 @@ class Supervisor(Changeable):
             return
         if not self._project.draining:
             self._watcher.draining(self.in_flight())
-            for node in self._operations.stopped:
+            for node in self.stopped:
                 self._watcher.note(
                     f"{node} is stopped: what waits for it stays in flight (flowkit start {node})"
                 )
@@ -320,7 +320,8 @@ class Supervisor(Changeable):
         return {key: books.histograms() for key, books in self._books.items()}
 
     def _scene(self) -> Scene:
-        return Scene(self.plan, self._project, self._books, self._pids, self.in_process)
+        former = self._operations.former
+        return Scene(self.plan, self._project, self._books, self._pids, self.in_process, former)
 
     def _sample(self) -> None:
         self._sampling = self._loop.call_later(EVERY, self._sample)
@@ -370,9 +371,10 @@ class Supervisor(Changeable):
             if self._directory not in sys.path:
                 sys.path.insert(0, self._directory)
             return InProcessLauncher(self._started, self._exited, hub)
-        return Fleet(self._started, self._exited, self._nursery_for(self.plan))
+        return Fleet(self._started, self._exited, self.nursery_for(self.plan))
 
-    def _nursery_for(self, plan: Plan) -> Make:
+    def nursery_for(self, plan: Plan) -> Make:
+        """Makes launchers that take in the code as it is now."""
         # A module whose node has an environment of its own is imported in its children alone.
         private = {node.use.partition(":")[0] for node in plan.nodes if node.env}
         modules = [module for module in plan.modules if module not in private]
@@ -386,10 +388,10 @@ class Supervisor(Changeable):
             title=f"flowkit: {plan.project}",
         )
 
-    async def renew_launcher(self, plan: Plan) -> None:
-        """Replicas to come take in the code as it is now."""
-        if isinstance(self._launcher, Fleet):
-            await self._launcher.renew(self._nursery_for(plan))
+    @property
+    def fleet(self) -> Fleet | None:
+        """Where processes are launched; None if there are none."""
+        return self._launcher if isinstance(self._launcher, Fleet) else None
 
     # -- what happens --------------------------------------------------------------------------
 
@@ -558,11 +560,13 @@ class Supervisor(Changeable):
                     self._watcher.ready(self._clock() - self._began)
             elif isinstance(action, core.Adopt):
                 self._operations.adopted(action.operation)
-            elif isinstance(action, core.Completed):
-                self._operations.completed(action)
+                self._taps.look(self.plan)
+            elif isinstance(action, core.Restore | core.Completed):
+                self._operations.happened(action)
             elif isinstance(action, core.Died):
                 replica = action.replica
                 self._last_words = self._captures.last_words((replica.node, replica.number))
+                self._operations.died(action, self._last_words)
                 self._watcher.died(action, replica.restart.policy.max)
             elif not self._over.done():
                 self._seconds = self._clock() - self._began

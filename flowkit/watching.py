@@ -35,12 +35,12 @@ IMPORT_LIMIT = 60.0
 
 Stamp = tuple[int, int, int]
 
-TakeIn = Callable[[Plan, list[str]], Awaitable[object]]
+TakeIn = Callable[[Plan, list[str], bool], Awaitable[object]]
 
 
 class Watching:
     """Takes in what changes in the files of `supervisor`'s project; see `run`. `take_in` is called
-    with the new plan and the nodes whose code has changed."""
+    with the new plan, the nodes whose code has changed, and whether the topology has."""
 
     def __init__(
         self, supervisor: Supervisor, take_in: TakeIn, directory: str, every: float = EVERY
@@ -103,7 +103,8 @@ class Watching:
                 for name in after
                 if changed & (before.get(name, set()) | after[name]) and name in before
             ]
-            outcome = await self._hand_over(plan, names)
+            files = {Path(path) for path in plan.files or [plan.path]}
+            outcome = await self._hand_over(plan, names, bool(changed & files))
         except TopologyError as error:
             text = "\n".join(as_text(problem) for problem in error.problems)
             traces = await asyncio.to_thread(self._traces, error)

@@ -104,6 +104,12 @@ def test_a_node_that_keeps_up_with_its_source_does_not_limit() -> None:
     assert judge(*nodes, link("read -> split")).kind == "input"
 
 
+def test_a_node_that_keeps_up_with_a_source_that_sleeps_does_not_limit() -> None:
+    nodes = [source(busy=0.05, awaiting=0.9), worker("split", 0.7, cpu=[0.6])]
+    said = judge(*nodes, link("read -> split"))
+    assert said == Verdict(None, 0.0, "nothing limits: read waits for its input", "input")
+
+
 def test_a_node_that_is_at_its_limit_is_one_before_anybody_waits() -> None:
     nodes = [source(busy=1.0, cpu=[0.1]), worker("split", 0.95)]
     said = judge(*nodes, link("read -> split"))
@@ -237,6 +243,9 @@ def test_a_source_that_waits_for_its_input_does_not() -> None:
     said = judge(source(busy=1.0, cpu=[0.02]), worker("split", 0.1))
     assert said == Verdict(None, 0.0, "nothing limits: read waits for its input", "input")
     assert judge(source(busy=1.0, cpu=[0.98]), worker("split", 0.1)).kind == "source"
+    said = judge(source("slow", busy=0.9), source("idle", awaiting=1.0), worker("split", 0.1))
+    assert (said.kind, said.bottleneck) == ("source", "slow")
+    assert judge(source(busy=0.2, waiting=0.5), worker("split", 0.1)) == IDLE
 
 
 @pytest.mark.parametrize("nodes", [[], [source(waiting=1.0)], [worker("idle", 0.0)]])

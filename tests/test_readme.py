@@ -195,7 +195,7 @@ def test_the_verbs_are_those_there_are() -> None:
 
 
 def test_the_options_of_up_are_those_there_are() -> None:
-    row = TEXT[TEXT.index("``flowkit up FILE``  ") : TEXT.index("``flowkit ps``  ")]
+    row = TEXT[TEXT.index("``flowkit up FILE``  ") : TEXT.index("``flowkit ls``  ")]
     shown = set(re.findall(r"``(--[\w-]+)", row))
     options = [item for item in up.command.params if isinstance(item, click.Option)]
     names = {name for option in options if not option.hidden for name in option.opts}

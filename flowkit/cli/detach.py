@@ -48,9 +48,11 @@ def start(arguments: Sequence[str], wait: bool) -> int:
             code = child.wait()
             out.seek(0)
             # The messages of a failure: where `up` would have shown them.
-            click.echo(out.read().decode("utf-8", "replace").rstrip("\n"), err=True)
-            click.echo(f"error: it ended with exit code {code} before it was "
-                       f"{'ready' if wait else 'started'}", err=True)  # fmt: skip
+            text = out.read().decode("utf-8", "replace").rstrip("\n")
+            click.echo(text, err=True)
+            if not any(line.startswith("error:") for line in text.splitlines()):
+                click.echo(f"error: it ended with exit code {code} before it was "
+                           f"{'ready' if wait else 'started'}", err=True)  # fmt: skip
             return code
         _let_go(child)
     facts = json.loads(said)

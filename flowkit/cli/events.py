@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -28,6 +29,7 @@ WIDEST = len("restarted")
 @with_project
 @click.option("-f", "--follow", is_flag=True, help="Go on until the project ends.")
 @click.option("--since", type=Since(), help="From then on: 10m (ago), 12:30, 2026-01-31T12:30.")
+@click.option("-n", "--tail", type=click.IntRange(0), help="The last so many events.")
 @click.option("--event", "only", metavar="NAME", multiple=True, help="Events of that name only.")
 @format_option
 def command(
@@ -35,6 +37,7 @@ def command(
     project: str | None,
     follow: bool,
     since: float | None,
+    tail: int | None,
     only: tuple[str, ...],
     format_: str,
 ) -> None:
@@ -49,9 +52,10 @@ def command(
     begin = since if since is not None else place.record.started if place.record else 0.0
 
     def past(marks: Marks | None) -> None:
-        for event in history.events(place.directory.state, since=begin, marks=marks):
-            if not only or event["event"] in only:
-                show(event)
+        found = history.events(place.directory.state, since=begin, marks=marks)
+        # What is kept of those that come before the last ones is nothing.
+        for event in deque((one for one in found if not only or one["event"] in only), tail):
+            show(event)
 
     if not follow or place.pid is None:
         past(None)

@@ -16,14 +16,20 @@ from flowkit.units import human_seconds
 
 @click.command("ls", short_help="List the projects that run, and those that have run.")
 @click.option("-r", "--running", is_flag=True, help="Only those that run.")
+@click.option("-a", "--all", "all_", is_flag=True, help="Also what never came so far as to run.")
 @format_option
-def command(running: bool, format_: str) -> None:
+def command(running: bool, all_: bool, format_: str) -> None:
     """List the projects of this user that run, and those that have run.
 
     STATE is that of the run, or how it ended: drained, failed, killed ...; "died" means that its
     process has gone without a word.
     """
-    found = [place for place in places() if place.pid is not None or not running]
+    found = [
+        place
+        for place in places()
+        # A directory without a record is of a run that was refused, or not flowkit's at all.
+        if place.pid is not None or (not running and (all_ or place.record is not None))
+    ]
     found.sort(key=lambda place: (place.pid is None, place.project, place.file))
     if format_ == "json":
         for place in found:

@@ -75,9 +75,13 @@ def confirm(done: Changed) -> None:
 def split_replica(name: str) -> tuple[str, int | None]:
     """``split`` is a node, ``split.2`` one of its replicas."""
     node, dot, number = name.rpartition(".")
-    if dot and number.isdecimal():
-        return node, int(number)
-    return name, None
+    if not dot:
+        return name, None
+    if not node or not number.isdecimal():
+        raise click.UsageError(
+            f"'{name}' is no replica: those are NODE.N, like {node or 'split'}.0"
+        )
+    return node, int(number)
 
 
 def short_path(path: str) -> str:

@@ -107,8 +107,10 @@ class Screen:
         self._line(SUPERVISOR, text, logging.WARNING)
 
     def poisoned(self, event: Poisoned) -> None:
-        assert self._plan is not None
-        text = poison(event, self._plan.links[event.message.link].name)
+        links = self._plan.links if self._plan is not None else ()
+        names = [link.name for link in links if link.index == event.message.link]
+        # One that came later, with a reload, is in no plan here.
+        text = poison(event, names[0] if names else f"a link to {event.replica.node}")
         self._line(SUPERVISOR, text, logging.ERROR)
 
     def draining(self, in_flight: int) -> None:

@@ -125,10 +125,10 @@ def command(
     supervisor = Supervisor(
         plan, in_process=in_process, resume=resume, fresh=fresh, watcher=screen, http=listening
     )
-    screen.begin(__version__, supervisor.plan, listening.url if listening else None)
     with terminal.without_control_echo(), relayed(screen) if in_process else nullcontext():
         notice = detached.Notice(notify) if notify is not None else None
-        report = asyncio.run(_run(supervisor, screen, drain_timeout, watch, notice))
+        url = listening.url if listening else None
+        report = asyncio.run(_run(supervisor, screen, url, drain_timeout, watch, notice))
     screen.end(report, supervisor.state_directory)
     if report_file is not None:
         text = json.dumps(report.as_dict(), indent=2) + "\n"
@@ -153,6 +153,7 @@ def _again(
 async def _run(
     supervisor: Supervisor,
     screen: Screen,
+    url: str | None,
     drain_timeout: float,
     watch: bool,
     notice: detached.Notice | None = None,
@@ -184,6 +185,8 @@ async def _run(
     beside: list[asyncio.Task[None]] = []
     try:
         async with supervisor:
+            # Not before it is sure that there is a run; nothing has come of it yet.
+            screen.begin(__version__, supervisor.plan, url)
             if notice is not None and notice.when == "started":
                 give_notice(monotonic() - began)
             if screen.live:

@@ -68,7 +68,12 @@ def short_bytes(value: float) -> str:
 
 NAME = Column("NAME", lambda one: one.name, left=True)
 STATE = Column("STATE", lambda one: one.state, left=True)
-UPTIME = Column("UPTIME", lambda one: human_seconds(one.uptime), 8, order=lambda one: one.uptime)
+UPTIME = Column(
+    "UPTIME",
+    lambda one: human_seconds(one.uptime) if one.uptime else "-",
+    8,
+    order=lambda one: one.uptime,
+)
 CPU = Column("CPU", lambda one: _known(one.cpu, percent), 4, order=lambda one: one.cpu or 0)
 MEM = Column(
     "MEM", lambda one: _known(one.memory, short_bytes), 6, order=lambda one: one.memory or 0

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -23,15 +22,14 @@ import msgspec
 
 from flowkit.clock import monotonic
 from flowkit.control import arguments
-from flowkit.control.client import LOOK, PATIENCE, Failures, OnTold, Skipped
-from flowkit.control.places import Place, Presence, choose, read_contact
+from flowkit.control.correspondence import LOOK, PATIENCE, Correspondence, OnTold, Skipped
+from flowkit.control.places import Place, Presence
 from flowkit.control.records import Changed, Ended, Event, LogLine, RunRecord
 from flowkit.errors import OperatorError, RequestFailed
 from flowkit.protocol import requests
-from flowkit.protocol.caller import Caller, Refusal, Word
+from flowkit.protocol.caller import Refusal, Word
 from flowkit.protocol.control import Replayed
-from flowkit.protocol.requests import MARK, Answered, Failed, Items, Told
-from flowkit.protocol.session import NAME
+from flowkit.protocol.requests import MARK, Answered, Failed
 from flowkit.status import Status
 from flowkit.transport.zmq import ZmqTransport
 
@@ -41,27 +39,20 @@ GOODBYE = 0.1
 T = TypeVar("T")
 
 
-class AsyncClient(Failures):
+class AsyncClient(Correspondence):
     """A connection to the project `project`, as `Client`; made in a running event loop. Requests
     may be under way at the same time, of several tasks."""
 
     def __init__(
         self, project: str | os.PathLike[str] | Place | None = None, *, patience: float = PATIENCE
     ) -> None:
-        if not isinstance(project, Place):
-            project = choose(None if project is None else os.fspath(project))
-        self.place = project
-        self._patience = patience
-        contact = read_contact(self.place.directory.path)
-        if contact is None or self.place.pid is None:
-            raise self._gone()
+        super().__init__(project, patience)
         self._loop = asyncio.get_running_loop()
-        self._caller = Caller(contact.token, lambda: secrets.token_bytes(NAME), monotonic())
         self._words: dict[int, asyncio.Queue[Word]] = {}
-        self._refusal: RequestFailed | None = None
+        self._refused: RequestFailed | None = None
         self._silence = 0.0
         self._transport = ZmqTransport(self.place.directory.path)
-        self._connection = self._transport.connect(contact.address, self._heard)
+        self._connection = self._transport.connect(self._address, self._heard)
         self._looking: asyncio.TimerHandle | None = None
 
     # -- looking -------------------------------------------------------------------------------
@@ -134,8 +125,8 @@ class AsyncClient(Failures):
         tell: OnTold | None = None,
     ) -> Changed:
         """Make the running project what its file, or `file`, says now; with `dry` only say how."""
-        path = os.path.abspath(file if file is not None else self.place.file)
-        return await self._ask("reload", arguments.Reload(path, dry, lose_state), Changed, tell)
+        wanted = arguments.Reload(self._file(file), dry, lose_state)
+        return await self._ask("reload", wanted, Changed, tell)
 
     async def set_level(self, node: str, level: str, replica: int | None = None) -> Changed:
         """Set the level of a node's log, or of one replica's: "DEBUG", "WARNING" ..."""
@@ -193,14 +184,9 @@ class AsyncClient(Failures):
         try:
             while True:
                 word = await words.get()
-                if isinstance(word, Items):
-                    if word.skipped:
-                        yield Skipped(word.skipped)
-                    for item in word.items:
-                        yield requests.unpack(item, kind)
-                elif isinstance(word, Failed):
-                    raise self._failure(word)
-                elif isinstance(word, Answered):
+                for item in self._items(word, kind):
+                    yield item
+                if isinstance(word, Answered):
                     return
         finally:
             self._forget(id)
@@ -212,18 +198,15 @@ class AsyncClient(Failures):
         try:
             while True:
                 word = await words.get()
-                if isinstance(word, Told) and tell is not None:
-                    tell(word.text)
-                elif isinstance(word, Failed):
-                    raise self._failure(word)
-                elif isinstance(word, Answered):
+                if isinstance(word, Answered):
                     return requests.unpack(word.result, kind)
+                self._hear(word, tell)
         finally:
             self._forget(id)
 
     def _begin(self, verb: str, wanted: msgspec.Struct) -> tuple[int, asyncio.Queue[Word]]:
-        if self._refusal is not None:
-            raise self._refusal
+        if self._refused is not None:
+            raise self._refused
         id = self._caller.ask(verb, wanted, monotonic())
         self._send()
         if self._looking is None:
@@ -243,8 +226,8 @@ class AsyncClient(Failures):
         self._silence = 0.0
         for word in self._caller.received(parts[0], monotonic()):
             if isinstance(word, Refusal):
-                self._refusal = RequestFailed(word.code, f"{self.place.project}: {word.text}")
-                self._keep(self._caller.lost(word.code, str(self._refusal)))
+                self._refused = self._refusal(word)
+                self._keep(self._caller.lost(word.code, str(self._refused)))
             else:
                 self._keep([word])
         self._send()

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -22,60 +21,21 @@ import zmq
 
 from flowkit.clock import monotonic
 from flowkit.control import arguments
-from flowkit.control.places import Place, Presence, choose, read_contact
+from flowkit.control.correspondence import LOOK, PATIENCE, Correspondence, OnTold
+from flowkit.control.correspondence import Skipped as Skipped
+from flowkit.control.places import Place, Presence
 from flowkit.control.records import Changed, Ended, Event, LogLine, Marks, RunRecord
-from flowkit.errors import NotRunning, OperatorError, RequestFailed
+from flowkit.errors import OperatorError
 from flowkit.protocol import requests
-from flowkit.protocol.caller import Caller, Refusal, Word
+from flowkit.protocol.caller import Refusal, Word
 from flowkit.protocol.control import Replayed
-from flowkit.protocol.requests import MARK, Answered, Failed, Items, Opened, Told
-from flowkit.protocol.session import NAME
+from flowkit.protocol.requests import MARK, Answered, Opened
 from flowkit.status import Status
 
-PATIENCE = 15.0
-"""Seconds without a sign of life after which a project is taken to be stuck. One that is alive
-answers in milliseconds, unless a handler of the application around it holds its loop."""
-
-LOOK = 0.5
-"""Seconds of silence after which it is looked whether the project is still there."""
-
 T = TypeVar("T")
-OnTold = Callable[[str], None]
 
 
-class Skipped(msgspec.Struct, frozen=True):
-    """In a stream: `count` items were left out here, because this client was too slow; None if it
-    is not known how many."""
-
-    count: int | None
-
-
-class Failures:
-    """What goes wrong between a client and its project, in words."""
-
-    place: Place
-
-    def _failure(self, word: Failed) -> OperatorError:
-        if word.code == requests.ENDED:
-            return NotRunning(word.text, word.hint)
-        return RequestFailed(word.code, word.text, word.hint)
-
-    def _gone(self) -> NotRunning:
-        return NotRunning(f"not running: {self.place.name}", "flowkit ls shows what there is")
-
-    def _silent(self, seconds: float) -> OperatorError:
-        return OperatorError(
-            f"{self.place.project} (process {self.place.pid}) has shown no sign of life for "
-            f"{seconds:.0f} s",
-            hint="it is stopped or busy; flowkit down --kill ends it",
-        )
-
-    def _is_there(self) -> bool:
-        """Whether the process that was found at first still runs the project."""
-        return self.place.directory.holder() == self.place.pid
-
-
-class Client(Failures):
+class Client(Correspondence):
     """A connection to the project `project`: its name, its topology file, or a `Place`; without
     one, the project of the current directory.
 
@@ -87,23 +47,16 @@ class Client(Failures):
     def __init__(
         self, project: str | os.PathLike[str] | Place | None = None, *, patience: float = PATIENCE
     ) -> None:
-        if not isinstance(project, Place):
-            project = choose(None if project is None else os.fspath(project))
-        self.place = project
-        self._patience = patience
+        super().__init__(project, patience)
         self.before_waiting: Callable[[], None] = lambda: None
         """Called before this client waits, and every half second while it does. It may raise."""
-        contact = read_contact(self.place.directory.path)
-        if contact is None or self.place.pid is None:
-            raise self._gone()
-        self._caller = Caller(contact.token, lambda: secrets.token_bytes(NAME), monotonic())
         self._words: dict[int, list[Word]] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = 0
         # What is under way is bounded by the session; a full socket must not make it wait.
         self._socket.set_hwm(0)
-        self._socket.connect(contact.address)
+        self._socket.connect(self._address)
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -178,8 +131,8 @@ class Client(Failures):
         tell: OnTold | None = None,
     ) -> Changed:
         """Make the running project what its file, or `file`, says now; with `dry` only say how."""
-        path = os.path.abspath(file if file is not None else self.place.file)
-        return self._ask("reload", arguments.Reload(path, dry, lose_state), Changed, tell)
+        wanted = arguments.Reload(self._file(file), dry, lose_state)
+        return self._ask("reload", wanted, Changed, tell)
 
     def set_level(self, node: str, level: str, replica: int | None = None) -> Changed:
         """Set the level of a node's log, or of one replica's: "DEBUG", "WARNING" ..."""
@@ -244,14 +197,8 @@ class Client(Failures):
                 for word in self._next(id):
                     if isinstance(word, Opened) and on_open is not None:
                         on_open(word.result)
-                    elif isinstance(word, Items):
-                        if word.skipped:
-                            yield Skipped(word.skipped)
-                        for item in word.items:
-                            yield requests.unpack(item, kind)
-                    elif isinstance(word, Failed):
-                        raise self._failure(word)
-                    elif isinstance(word, Answered):
+                    yield from self._items(word, kind)
+                    if isinstance(word, Answered):
                         return
         finally:
             self._forget(id)
@@ -274,12 +221,9 @@ class Client(Failures):
         try:
             while True:
                 for word in self._next(id, until):
-                    if isinstance(word, Told) and tell is not None:
-                        tell(word.text)
-                    elif isinstance(word, Failed):
-                        raise self._failure(word)
-                    elif isinstance(word, Answered):
+                    if isinstance(word, Answered):
                         return requests.unpack(word.result, kind)
+                    self._hear(word, tell)
         finally:
             self._forget(id)
 
@@ -328,7 +272,7 @@ class Client(Failures):
             now = monotonic()
             for word in self._caller.received(self._socket.recv(), now):
                 if isinstance(word, Refusal):
-                    raise RequestFailed(word.code, f"{self.place.project}: {word.text}")
+                    raise self._refusal(word)
                 self._keep([word])
         self._caller.tick(monotonic())
         self._send()

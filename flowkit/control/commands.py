@@ -187,8 +187,13 @@ async def tap(desk: Desk, wanted: arguments.Tap, reply: Reply) -> None:
     open_tap = _ability(desk, "tap")
     reply.opened(None, wanted.depth)
     handle = open_tap(wanted.node, wanted.channel, reply.offer)
+    gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    handle.on_end = gone.set_result
     try:
-        await _end(desk)
+        ends: list[asyncio.Future[Any]] = [desk.over, gone]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if gone.done():
+            raise Denial(requests.GONE, gone.result())
     finally:
         handle.close()
 
@@ -299,7 +304,10 @@ async def down(desk: Desk, wanted: arguments.Down, reply: Reply) -> Ended:
     else:
         desk.project.drain(wanted.timeout)
     while not desk.over.done():
-        reply.tell(f"draining: {desk.project.in_flight():,} in flight")
+        text = f"draining: {desk.project.in_flight():,} in flight"
+        for node in getattr(desk.project, "stopped", []):
+            text += f"; {node} is stopped: flowkit start {node}"
+        reply.tell(text)
         await asyncio.wait([desk.over], timeout=TELL_EVERY)
     return Ended(desk.over.result())
 
@@ -328,7 +336,8 @@ def _check_node(desk: Desk, node: str) -> None:
 
 def _changed(desk: Desk, event: str, result: object, node: str | None) -> Changed:
     text = str(result)
-    desk.recorder.event(event, text, node=node)
+    if getattr(result, "seconds", 0.0) is not None:  # else it was so before
+        desk.recorder.event(event, text, node=node)
     nodes = desk.project.plan.nodes
     desk.recorder.resized(sum(one.replicas for one in nodes), [one.name for one in nodes])
     return Changed(text)

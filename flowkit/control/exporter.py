@@ -1,13 +1,13 @@
 """A project's figures in the formats of Prometheus and OpenMetrics.
 
 Names and units follow Prometheus's conventions: seconds, bytes and ratios; counters end in `_total`
-and only grow, also over restarts of replicas.
+and only grow, also over restarts of replicas. Replicas and links that were taken out keep theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -22,6 +22,8 @@ from prometheus_client.registry import Collector
 
 from flowkit.histogram import BOUNDS, COARSE, SUM, total
 from flowkit.status import LinkStatus, ReplicaStatus, Status
+
+T = TypeVar("T")
 
 
 class Histograms(NamedTuple):
@@ -57,14 +59,14 @@ class _Snapshot(Collector):
         yield from _project(status)
         for name, text, kind, value in REPLICA:
             family = _family(kind, name, text, ("project", "node", "replica"))
-            for replica in status.replicas:
+            for replica in _those_with(kind, status.replicas, status.removed):
                 figure = value(replica)
                 if figure is not None:
                     family.add_metric(_labels(status, replica), figure)
             yield family
         for name, text, kind, measure in LINK:
             family = _family(kind, name, text, ("project", "link"))
-            for link in status.links:
+            for link in _those_with(kind, status.links, status.removed_links):
                 family.add_metric((status.project, link.name), measure(link))
             yield family
         yield _dropped(status)
@@ -83,7 +85,7 @@ class _Snapshot(Collector):
             "Age of messages where they end, since their stream began at a source or a timer.",
             labels=labels,
         )
-        for replica in status.replicas:
+        for replica in [*status.replicas, *status.removed]:
             mine = self._histograms.get((replica.node, replica.replica))
             if mine is None:
                 continue
@@ -288,6 +290,11 @@ LINK: list[tuple[str, str, Kind, Callable[[LinkStatus], float]]] = [
 ]
 
 
+def _those_with(kind: Kind, there: Sequence[T], removed: Sequence[T]) -> list[T]:
+    """Those that have a figure of that kind: what was taken out has counters alone."""
+    return [*there, *removed] if kind is CounterMetricFamily else list(there)
+
+
 def _family(
     kind: Kind, name: str, text: str, labels: Sequence[str]
 ) -> CounterMetricFamily | GaugeMetricFamily:
@@ -304,7 +311,7 @@ def _dropped(status: Status) -> Metric:
         "Messages dropped, by reason.",
         labels=("project", "link", "reason"),
     )
-    for link in status.links:
+    for link in [*status.links, *status.removed_links]:
         for reason, count in link.dropped.items():
             family.add_metric((status.project, link.name, reason), count)
     return family

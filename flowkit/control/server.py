@@ -19,7 +19,7 @@ from flowkit.clock import Clock
 from flowkit.control.commands import COMMANDS, Command, Denial, Desk, Operated
 from flowkit.control.recorder import Recorder
 from flowkit.control.records import Event
-from flowkit.errors import FlowkitError, WireError
+from flowkit.errors import FlowkitError, UnknownName, WireError
 from flowkit.importing import suggest
 from flowkit.protocol import requests
 from flowkit.protocol.requests import MARK, Welcome
@@ -161,8 +161,14 @@ class ControlServer:
             self._sessions.answer(*key, Raw(_encode(result)))
         except Denial as error:
             self._sessions.fail(*key, error.code, str(error), error.hint)
+        except UnknownName as error:
+            self._sessions.fail(*key, requests.NO_SUCH, str(error), error.hint)
         except FlowkitError as error:
-            self._sessions.fail(*key, requests.REFUSED, str(error), getattr(error, "hint", ""))
+            hint = getattr(error, "hint", "")
+            self._sessions.fail(*key, requests.REFUSED, str(error), hint)
+            if command.change:
+                self._recorder.on_event.discard(heard)  # it is told that as the answer
+                self._recorder.note(f"{command.verb}: {error}{f' ({hint})' if hint else ''}")
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             self._sessions.fail(*key, requests.INTERNAL, f"a bug in flowkit: {text}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from flowkit.errors import OperatorError
+from flowkit.errors import OperatorError, UnknownName
 from flowkit.importing import did_you_mean
 from flowkit.protocol import control
 from flowkit.topology.plan import NodePlan, Plan
@@ -44,7 +44,8 @@ Listener = Callable[[Tapped], object]
 
 
 class Tap:
-    """One who looks. `shown` and `skipped` count messages; `close` ends it, twice is fine."""
+    """One who looks. `shown` and `skipped` count messages; `close` ends it, twice is fine. `on_end`
+    is called with the reason if there is nothing to look at any more."""
 
     def __init__(
         self, taps: Taps, place: tuple[str, str], listener: Listener, limit: int | None
@@ -57,6 +58,7 @@ class Tap:
         self.shown = 0
         self.skipped = 0
         self.closed = False
+        self.on_end: Callable[[str], object] = lambda reason: None
 
     def close(self) -> None:
         if not self.closed:
@@ -97,14 +99,14 @@ class Taps:
         An output shows what is sent, when its handler has returned; an input shows what a replica
         takes. Under pressure it is a sample: nothing waits for a tap. Replicas that are started
         later are shown too. It ends with `Tap.close`, or after `limit` messages. Raises
-        OperatorError for a node or channel that does not exist.
+        UnknownName for a node or channel that does not exist.
         """
         names = {one.name: one for one in plan.nodes}
         if node not in names:
-            raise OperatorError(f"there is no node '{node}'", hint=did_you_mean(node, names))
+            raise UnknownName(f"there is no node '{node}'", hint=did_you_mean(node, names))
         channels = channels_of(plan, names[node])
         if channel not in channels:
-            raise OperatorError(
+            raise UnknownName(
                 f"node '{node}' has no channel '{channel}'", hint=did_you_mean(channel, channels)
             )
         if limit is not None and limit < 1:
@@ -116,6 +118,17 @@ class Taps:
             self._tell_all(place, control.Tap(channel))
         self._open[place].append(tap)
         return tap
+
+    def look(self, plan: Plan) -> None:
+        """The project is `plan` now: taps of channels that it does not have are closed."""
+        names = {one.name: one for one in plan.nodes}
+        for node, channel in list(self._open):
+            if node in names and channel in channels_of(plan, names[node]):
+                continue
+            what = f"channel '{node}.{channel}'" if node in names else f"node '{node}'"
+            for tap in list(self._open[node, channel]):
+                tap.close()
+                tap.on_end(f"{plan.project} has no {what} any more: a reload has removed it")
 
     def ready(self, key: Key) -> None:
         """A replica has started: it learns who looks."""

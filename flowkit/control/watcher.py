@@ -152,7 +152,8 @@ def death(event: core.Died, budget: int | None) -> str:
     if replica.lost_state:
         text += "; what it held in memory is lost"
     if event.delay is None:
-        return f"{text}; {event.reason}, stopping the project"
+        then = "stopping the project" if event.ends else "it is not started again"
+        return f"{text}; {event.reason}, {then}"
     if event.number == 0:
         wait = human_seconds(event.delay)
         return f"{replica.name} has reached the end of its stream and begins again in {wait}"

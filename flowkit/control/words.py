@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flowkit.clock import Clock, wall
-from flowkit.errors import OperatorError, WireError
+from flowkit.errors import OperatorError, UnknownName, WireError
 from flowkit.importing import did_you_mean
 from flowkit.protocol import control
 from flowkit.protocol.control import Record
@@ -122,7 +122,8 @@ class Words:
         """Let a replica, or all of a node (None), log what `logger` says from `level` on.
 
         It holds for later incarnations too. `level` is a number or a name, the empty logger the
-        root. Raises OperatorError for a node, replica or level that does not exist.
+        root. Raises UnknownName for a node or replica that does not exist, OperatorError for a
+        level.
         """
         if self._in_process:
             raise OperatorError(
@@ -131,11 +132,11 @@ class Words:
             )
         names = {one.name: one for one in plan.nodes}
         if node not in names:
-            raise OperatorError(f"there is no node '{node}'", hint=did_you_mean(node, names))
+            raise UnknownName(f"there is no node '{node}'", hint=did_you_mean(node, names))
         count = names[node].replicas
         if replica is not None and not 0 <= replica < count:
             last = f"{node}.0" if count == 1 else f"{node}.0 to {node}.{count - 1}"
-            raise OperatorError(f"there is no replica {node}.{replica}", hint=f"there is {last}")
+            raise UnknownName(f"there is no replica {node}.{replica}", hint=f"there is {last}")
         try:
             number = level_of(level)
         except ValueError as error:

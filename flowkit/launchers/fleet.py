@@ -1,7 +1,8 @@
 """A launcher that can be renewed: replicas to come are born in a fresh nursery.
 
 Modules are imported in the nursery, once, and every replica inherits them; so new code takes a new
-nursery. Replicas that live stay where they are. An old nursery ends with its last replica.
+nursery. Replicas that live stay where they are. An old nursery ends with its last replica, but the
+one before the newest is kept until it is sure that the new code is of use.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class Fleet(Launcher):
         self._make = make
         self._newest = make(on_started, self._exited)
         self._old: list[ProcessLauncher] = []
+        self._before: tuple[ProcessLauncher, Make] | None = None
+        """What `revert` goes back to."""
         self._where: dict[str, ProcessLauncher] = {}
         self._closings: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -37,17 +40,35 @@ class Fleet(Launcher):
         await self._newest.start()
 
     async def renew(self, make: Make | None = None) -> None:
-        """Launch from a fresh nursery from now on; also when the newest one has died. Raises what
-        `start` raises, and then nothing has changed."""
-        self._make = make or self._make
-        fresh = self._make(self.on_started, self._exited)
+        """Launch from a fresh nursery from now on: one of `make`, or another one like the newest,
+        which has died. Raises what `start` raises, and then nothing has changed. After a renewal
+        with `make`, call `keep` or `revert`."""
+        fresh = (make or self._make)(self.on_started, self._exited)
         try:
             await fresh.start()
         except BaseException:
             await fresh.close()
             raise
+        if make is not None:
+            self._before = self._newest, self._make
+            self._make = make
         self._old.append(self._newest)
         self._newest = fresh
+        self._let_go()
+
+    def keep(self) -> None:
+        """The newest nursery is the one that is wanted."""
+        self._before = None
+        self._let_go()
+
+    def revert(self) -> None:
+        """Launch from the nursery before the last `renew` again, unless it was kept."""
+        if self._before is None:
+            return
+        (before, self._make), self._before = self._before, None
+        self._old.remove(before)
+        self._old.append(self._newest)
+        self._newest = before
         self._let_go()
 
     def launch(
@@ -84,7 +105,10 @@ class Fleet(Launcher):
         """Close the old launchers that have no replica any more."""
         if self._closed:
             return
-        for launcher in [one for one in self._old if one not in self._where.values()]:
+        needed = {*self._where.values()}
+        if self._before is not None:
+            needed.add(self._before[0])
+        for launcher in [one for one in self._old if one not in needed]:
             self._old.remove(launcher)
             task = asyncio.get_running_loop().create_task(launcher.close())
             self._closings.add(task)

@@ -11,7 +11,8 @@ Nothing is lost and nothing doubled, because the links change only where nothing
    are closed for them alone, `finish()` runs, everything is acknowledged, DONE.
 4. SETTLING: what they said last is settled (only where what follows is to be started anew).
 5. APPLYING: the links have their new sizes, and new key maps. Replicas that are to be renewed
-   leave and come again. When everybody has done his part they are introduced to each other.
+   leave and come again. When everybody has done his part they are introduced to each other. If one
+   does not come up, and nothing else was changed, all of them come again as they were before.
 6. Sources go on. ENDING: the processes of the removed ones end.
 
 Until RETIRING the change can be abandoned: the sources go on, and the new replicas are killed. A
@@ -47,7 +48,8 @@ class Change(Operation):
 
     What leads to them rests, and what leads to links whose batches go other ways from now on; with
     `whole` everything. The state in memory of the nodes of `lost_state` goes with their keys: the
-    report will say so. `limit` is how many seconds each step may take.
+    report will say so. `limit` is how many seconds each step may take. `fallback` are the members
+    of before, if the change renews nodes and does nothing else: then it can be taken back at rest.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Change(Operation):
         renewed: frozenset[str] = frozenset(),
         whole: bool = False,
         lost_state: frozenset[str] = frozenset(),
+        fallback: Sequence[Member] | None = None,
     ) -> None:
         self.members = {member.name: member for member in members}
         self.links = links
@@ -70,6 +73,7 @@ class Change(Operation):
         self._renewed = renewed
         self._whole = whole
         self._lost_state = lost_state
+        self._fallback = fallback
         self.added: list[Replica] = []
         self.removed: list[Replica] = []
         self._round = 0
@@ -126,6 +130,8 @@ class Change(Operation):
             if replica in self.added:
                 self.abandon(f"{replica.name} {reason}")
                 return
+            if self.step is Step.APPLYING and replica.node in self._renewed and self._fall_back():
+                return
         self._asked.pop(replica, None)
         self._rest.pop(replica, None)
         self._told.discard(replica)
@@ -168,6 +174,8 @@ class Change(Operation):
                 if not stuck:
                     late = [one for one in self._present() if one.phase is not Phase.READY]
                     self.notes += [f"{one.name} is not ready yet" for one in late]
+                    if late and self._fall_back():
+                        return
                     self._go_on()
                     self._advance()
             case Step.ENDING:
@@ -330,10 +338,7 @@ class Change(Operation):
             counts[replica.node] += 1
         project.adopt(self, self.links)
         for replica in self._present():
-            member = self.members[replica.node]
-            if replica.restart.policy != member.policy:
-                replica.restart = RestartState(member.policy)
-            replica.source, replica.stateful = member.source, member.stateful
+            self._become(replica, self.members[replica.node])
             if replica.node in self._lost_state and replica not in self.added:
                 replica.lost_state = True
             if replica.phase is not Phase.READY:
@@ -351,6 +356,37 @@ class Change(Operation):
                 project.resize(replica, self._round)
             else:
                 replica.edition = project.edition
+
+    def _fall_back(self) -> bool:
+        """Start the renewed ones as they were before, since one of them does not come up. Everybody
+        rests, so nothing is lost. False if that cannot be, or was done."""
+        if self._fallback is None:
+            return False
+        before, self._fallback = {one.name: one for one in self._fallback}, None
+        self._project.restore(self)
+        self._enter(Step.APPLYING)
+        for replica in self._present():
+            self._become(replica, before[replica.node])
+            if replica.node not in self._renewed:
+                continue
+            # What it died of will not come again.
+            replica.restart = RestartState(before[replica.node].policy)
+            if replica.phase is Phase.STOPPED or replica.phase is Phase.WAITING:
+                replica.phase, replica.wanted = Phase.WAITING, Wanted.UP
+                replica.trying, replica.launch_at = True, 0.0
+            elif replica.phase is Phase.STARTING:
+                replica.leaving = True
+                self._project.end(replica)
+            elif replica.phase is Phase.READY and not replica.leaving:
+                replica.leaving = True
+                self._project.tell(replica, control.Leave())
+        self.notes.append("what ran before runs again, nothing was changed")
+        return True
+
+    def _become(self, replica: Replica, member: Member) -> None:
+        if replica.restart.policy != member.policy:
+            replica.restart = RestartState(member.policy)
+        replica.source, replica.stateful = member.source, member.stateful
 
     def _waits_for(self, replica: Replica) -> bool:
         same = self._awaited.get(replica) == replica.incarnation

@@ -110,7 +110,9 @@ class Departure(Operation):
             self.step = Step.STARTING
             self.allow(self._limit)
         else:
-            self._project.complete()
+            # Its stream may have ended before it was told to leave.
+            ended = self.again and replica.done
+            self._project.complete(f"{replica.name} has ended meanwhile" if ended else "")
 
     def died(self, replica: Replica, reason: str) -> None:
         if replica is not self.replica:

@@ -81,7 +81,7 @@ class Died(NamedTuple):
     """Tell the operator: a replica died, and is started again after `delay` seconds, or not.
 
     It is death `number` of the window that its restart policy looks at; 0 is no death at all: its
-    stream has ended, and the policy is "always".
+    stream has ended, and the policy is "always". `ends`: the project ends with it.
     """
 
     replica: Replica
@@ -90,6 +90,7 @@ class Died(NamedTuple):
     delay: float | None
     reason: str
     number: int = 1
+    ends: bool = False
 
 
 class Over(NamedTuple):
@@ -102,6 +103,12 @@ class Adopt(NamedTuple):
     operation: Operation
 
 
+class Restore(NamedTuple):
+    """The links and settings of before `operation` hold again."""
+
+    operation: Operation
+
+
 class Completed(NamedTuple):
     """The operation is over; `error` says why it did not do all that it should."""
 
@@ -109,7 +116,9 @@ class Completed(NamedTuple):
     error: str
 
 
-Action = Launch | Tell | Kill | Bury | Poisoned | Started | Died | Over | Adopt | Completed
+Action = (
+    Launch | Tell | Kill | Bury | Poisoned | Started | Died | Over | Adopt | Restore | Completed
+)
 
 
 class Operation(ABC):
@@ -372,7 +381,8 @@ class Project:
         else:
             replica.phase = Phase.LOST
         told = f"{replica.name} cannot start" if status is Status.MISCONFIGURED else reason
-        self.actions.append(Died(replica, code, error, None, told))
+        ends = replica.phase is Phase.LOST
+        self.actions.append(Died(replica, code, error, None, told, ends=ends))
         if replica.phase is Phase.STOPPED:
             if self.operation is not None:
                 self.operation.died(replica, reason)
@@ -475,6 +485,10 @@ class Project:
         self.links = links
         self.edition += 1
         self.actions.append(Adopt(operation))
+
+    def restore(self, operation: Operation) -> None:
+        """What `operation` has brought does not hold any more. The links are the same."""
+        self.actions.append(Restore(operation))
 
     def resize(self, replica: Replica, round: int) -> None:
         """Tell a replica what sizes its links have."""

@@ -14,6 +14,7 @@ from flowkit.protocol.ledger import Books
 from flowkit.protocol.lineage import Work
 from flowkit.runtime import shared
 from flowkit.runtime.inlet import Inlet, Shop
+from flowkit.runtime.pauses import Pauses
 from flowkit.runtime.processor import Use
 
 FLOWS = 0.1
@@ -46,8 +47,8 @@ class Meter:
         self._shop = shop
         self._inlets = inlets
         self._ends = ends
-        self.reading_since: float | None = None
-        """When a source began to read, while it does."""
+        self._reading: tuple[float, Pauses] | None = None
+        """When a source began to read, while it does, and how long it waits meanwhile."""
         self._committing_since: float | None = None
         self._blocked_since: float | None = None
         self._blocking: list[tuple[Books, bool]] = []
@@ -73,10 +74,12 @@ class Meter:
             self._blocking = [
                 (one.books, one.at_window) for one in self._engine.senders.values() if one.full
             ]
-        if self.reading_since is not None:
-            # A source is busy while its stream lasts and it is not held up.
-            waited = gauges[shared.WAITING_NS] / 1e9
-            self._shop.busy = max(0.0, now - self.reading_since - waited)
+        if self._reading is not None:
+            # A source is busy while its stream lasts, unless it is held up or waits for its input.
+            since, pauses = self._reading
+            waited, paused = gauges[shared.WAITING_NS] / 1e9, pauses.seconds(now)
+            self._shop.busy = max(0.0, now - since - max(waited, paused))
+            gauges[shared.INPUT_NS] = max(gauges[shared.INPUT_NS], int((paused - waited) * 1e9))
         for inlet in self._inlets:
             inlet.accrue(now)
         if self._committing_since is not None:
@@ -102,6 +105,12 @@ class Meter:
         """The loop has turned."""
         self.note(now)
         self._gauges[shared.TURNED_NS] = int(now * 1e9)
+
+    def reads(self, pauses: Pauses | None) -> None:
+        """A source begins to read, and waits as `pauses` will say; or it has read all (None)."""
+        now = self._clock()
+        self.note(now)
+        self._reading = (now, pauses) if pauses is not None else None
 
     def commits(self, now: float, ends: bool = False) -> None:
         """A sink makes something durable, or has done so."""

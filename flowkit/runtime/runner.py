@@ -372,16 +372,15 @@ class Runner:
                 self.node, position, self._outflow, self._turn, self._clock, self._gauges
             )
         elif hasattr(self.node, "run"):
-            self._driver = RunDriver(self.node, self._outflow)
+            self._driver = RunDriver(self.node, self._outflow, self._clock)
         else:
             return  # timers alone: its stream ends when it is told so
         self._driving = self._spawn(self._drive(self._driver))
 
     async def _drive(self, driver: SourceDriver | RunDriver) -> None:
-        self._meter.reading_since = self._clock()
+        self._meter.reads(driver.pauses)
         await driver.run()
-        self._meter.note(self._clock())
-        self._meter.reading_since = None
+        self._meter.reads(None)
         await self._outflow.close()
         if self._resting.leaving:
             return

@@ -17,11 +17,12 @@ from typing import NamedTuple
 from flowkit.histogram import CELLS
 from flowkit.protocol.ledger import ROW, Books
 
-BUSY_NS, WAITING_NS, HANDLED, READ, COMMIT_NS, CPU_NS, STARVED_NS, TIMES = range(8)
+BUSY_NS, WAITING_NS, HANDLED, READ, COMMIT_NS, CPU_NS, STARVED_NS, INPUT_NS, TIMES = range(9)
 """Counters in row 0: nanoseconds in handlers and nanoseconds without room downstream; messages
 handled; messages a source has yielded; nanoseconds that a sink took to make things durable;
 nanoseconds on a core, and ready for one without having it (0 if the process is not the replica's
-own); and the histogram of the seconds that handlers take for one message."""
+own); nanoseconds that a source waited for its input; and the histogram of the seconds that handlers
+take for one message."""
 LATENCY = TIMES + CELLS
 """Where the other histogram begins: the age of messages, from their root to where they end."""
 COUNTERS = LATENCY + CELLS

@@ -22,6 +22,7 @@ from flowkit.node import Node, Source
 from flowkit.protocol.engine import Engine
 from flowkit.protocol.lineage import Work
 from flowkit.runtime.handling import Ports
+from flowkit.runtime.pauses import Pauses
 from flowkit.runtime.shared import LENGTH, READ
 
 Release = Callable[[Work, dict[str, Outbox]], None]
@@ -107,9 +108,11 @@ class Outflow:
 
 
 class _Driver:
-    """A task that runs until its stream has ended, or until it is told to end it."""
+    """A task that runs until its stream has ended, or until it is told to end it. `pauses` tells
+    how long it has waited, for input or for room."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self.pauses = Pauses(clock)
         self._task: asyncio.Future[Any] | None = None
         self._draining = False
 
@@ -130,7 +133,7 @@ class _Driver:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _until_ended(self, work: Awaitable[Any]) -> None:
-        self._task = asyncio.ensure_future(work)
+        self._task = asyncio.ensure_future(self.pauses.drive(work))
         try:
             await self._task
         except asyncio.CancelledError:
@@ -141,8 +144,8 @@ class _Driver:
 class RunDriver(_Driver):
     """Drives a node's `run()`, plain or coroutine."""
 
-    def __init__(self, node: Node, outflow: Outflow) -> None:
-        super().__init__()
+    def __init__(self, node: Node, outflow: Outflow, clock: Clock) -> None:
+        super().__init__(clock)
         self._node = node
         self._outflow = outflow
 
@@ -168,7 +171,7 @@ class SourceDriver(_Driver):
         clock: Clock,
         gauges: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(clock)
         self._node = node
         self._position = position
         self._engine = outflow.engine

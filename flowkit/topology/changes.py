@@ -54,15 +54,11 @@ def refusals(plan: Plan, replicas: Mapping[str, int], lose_state: bool) -> list[
         if count == node.replicas:
             continue
         if node.source:
-            how = (
-                "each goes on from a position of its own" if node.positions else "by their numbers"
+            text = (
+                f"{name} is a source: its replicas share the work by their numbers, and with "
+                "more or fewer of them some of it would be read twice, or never"
             )
-            found.append(
-                (
-                    f"{name} is a source: its replicas share the work, and {how}",
-                    AGAIN,
-                )
-            )
+            found.append((text, AGAIN))
         found += _links_refuse(plan, name)
         keyed = [link for link in plan.links if link.target == name and link.route == "key"]
         if node.stateful and keyed and not lose_state:
@@ -79,10 +75,16 @@ def _links_refuse(plan: Plan, name: str) -> list[Refusal]:
     found = []
     for link in plan.links:
         if link.durable and link.source == name:
-            text = f"{name} has journals, one for each replica: {link.name} is durable"
+            text = (
+                f"{link.name} is durable: each replica of {name} keeps a journal of what it has "
+                "sent, which would be left without an owner"
+            )
             found.append((text, AGAIN))
         elif link.durable and link.target == name and link.route != "balance":
-            text = f"the journals of {link.name} are cut for {link.consumers} replicas"
+            text = (
+                f"{link.name} is durable: what its journals hold is addressed to "
+                f"{link.consumers} replicas of {name} ({link.route})"
+            )
             found.append((text, AGAIN))
     return found
 
@@ -100,6 +102,8 @@ class Changes:
     removed: list[str] = field(default_factory=list)
     changed: dict[str, list[str]] = field(default_factory=dict)
     """By node: what is different, for people."""
+    resized: list[str] = field(default_factory=list)
+    """The nodes that get another number of replicas."""
     links_added: list[str] = field(default_factory=list)
     links_removed: list[str] = field(default_factory=list)
     links_changed: dict[str, list[str]] = field(default_factory=dict)
@@ -116,6 +120,12 @@ class Changes:
         """Whether all of the project has to rest for it."""
         links = self.links_added or self.links_removed or self.links_changed
         return bool(self.added or self.removed or self.renewed or links)
+
+    @property
+    def renews_only(self) -> bool:
+        """Whether it starts replicas anew and does nothing else."""
+        other = self.added or self.removed or self.links_added or self.links_removed
+        return bool(self.renewed) and not (other or self.links_changed or self.resized)
 
     def lines(self) -> list[str]:
         """The plan, for people: what is added (+), removed (-), changed (~)."""
@@ -202,6 +212,7 @@ def changes(
         added=[name for name in news if name not in olds],
         removed=[name for name in olds if name not in news],
         changed={name: what for name, what in changed.items() if what},
+        resized=[name for name in both if olds[name].replicas != news[name].replicas],
         links_added=links_added,
         links_removed=links_removed,
         links_changed=links_changed,

@@ -168,6 +168,8 @@ def test_logs_and_events_after_the_run(place: Place) -> None:
     assert (names[0], names[-2:]) == ("starting", ["draining", "ended"])
     assert names.count("started") == 2 and "ready" in names
     assert len(flowkit("events").stdout.splitlines()) == len(events)
+    last = flowkit("events", "--event", "started", "--tail", "1").stdout.splitlines()
+    assert last == flowkit("events", "--event", "started").stdout.splitlines()[-1:]
     assert len(flowkit("events", "--event", "started").stdout.splitlines()) == 2
 
     # The next run begins anew; what was before is still there.
@@ -275,6 +277,11 @@ def test_every_change_is_confirmed(place: Place) -> None:
     scaled = flowkit("scale", "work=3")
     assert scaled.returncode == 0, scaled.stderr
     assert scaled.stdout.startswith("work 2 -> 3 replicas in ") and scaled.stdout.count("\n") == 1
+    second = flowkit("up", "trial.yaml", "-d", "--no-http")
+    assert second.returncode == 2 and second.stderr.startswith("error: already running: process")
+    assert len(second.stderr.splitlines()) == 2 and second.stdout == ""
+
+    assert flowkit("scale", "work=3").stdout == "work has 3 replicas already\n"
     names = [line.split()[0] for line in flowkit("ps").stdout.splitlines()[1:5]]
     assert names == ["read.0", "work.0", "work.1", "work.2"], "in the order of the file"
     assert json.loads(flowkit("ls", "--format", "json").stdout)["replicas"] == 5
@@ -320,16 +327,18 @@ def test_every_change_is_confirmed(place: Place) -> None:
     for arguments, says in [
         (["scale", "wrok=2"], "did you mean 'work'?"),
         (["restart", "work.7"], "no replica work.7"),
+        (["restart", "work.x"], "'work.x' is no replica: those are NODE.N, like work.0"),
         (["tap", "work.result"], "did you mean 'results'?"),
     ]:
         failed = flowkit(*arguments)
-        assert (failed.returncode, failed.stdout) == (7, ""), failed.stderr
+        assert (failed.returncode, failed.stdout) == (2, ""), failed.stderr
         assert says in failed.stderr
     events = [
         json.loads(line) for line in flowkit("events", "--format", "json").stdout.splitlines()
     ]
     asked = {"scaled", "rolled", "stopped", "resumed", "reloaded", "levelled"}
     assert asked <= {event["event"] for event in events}
+    assert sum(event["event"] == "scaled" for event in events) == 1, "what was so is no event"
     place.touch("stop")
     result = run.wait()
     assert result.code == 0, result.text

@@ -28,7 +28,7 @@ def test_ps() -> None:
 
 def test_what_is_not_known_is_a_dash() -> None:
     lines = view.ps_lines(status(replicas=[replica("a", in_rate=0.0, queue=0)], verdict=IDLE))
-    assert lines[1].split() == ["a.0", "running", "0s", "-", "-", "0", "-", "0", "-", "0"]
+    assert lines[1].split() == ["a.0", "running", "-", "-", "-", "0", "-", "0", "-", "0"]
     assert lines[2] == "nothing limits: there is little to do"
 
 

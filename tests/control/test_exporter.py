@@ -100,6 +100,22 @@ def test_what_makes_no_sense_is_absent(key: tuple[str, ...]) -> None:
     assert key not in SAMPLES
 
 
+def test_counters_of_what_was_removed_stay_and_its_gauges_go() -> None:
+    now = status()
+    *replicas, gone = now.replicas
+    *links, gone_link = now.links
+    after = scraped(
+        msgspec.structs.replace(
+            now, replicas=replicas, removed=[gone], links=links, removed_links=[gone_link]
+        )
+    )
+    lost = SAMPLES.keys() - after.keys()
+    assert all(after[key] == SAMPLES[key] for key in after)
+    assert ("flowkit_replica_up", "store", "clicks", "0") in lost
+    assert ("flowkit_link_in_flight_messages", gone_link.name, "clicks") in lost
+    assert not [key for key in lost if key[0].endswith(("_total", "_bucket", "_sum", "_count"))]
+
+
 def test_histograms_are_cumulative_and_end_with_everything() -> None:
     name = "flowkit_handler_duration_seconds_bucket"
     buckets = {

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from flowkit.cli import main
 from flowkit.control.places import (
     choose,
     kill_holder,
@@ -190,3 +191,15 @@ def test_the_holder_is_killed() -> None:
         assert kill_holder(place) is True
         assert holder.wait(10) == -9
         assert kill_holder(place) is False
+
+
+def test_what_has_never_run_is_listed_if_it_is_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    has_run("clicks", "clicks.yaml")
+    has_run("refused", "refused.yaml").state.joinpath("run.json").unlink()
+    assert main(["ls"]) == 0
+    listed = capsys.readouterr().out
+    assert "clicks" in listed and "refused" not in listed
+    assert main(["ls", "--all"]) == 0
+    assert "refused" in capsys.readouterr().out

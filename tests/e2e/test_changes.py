@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from flowkit.errors import TopologyError
+from flowkit.errors import TopologyError, UnknownName
 from flowkit.operations import ChangeError
 from flowkit.protocol.project import Died, Phase
 from flowkit.report import Report
@@ -211,7 +211,11 @@ async def test_reloading_a_setting(place: Place) -> None:
         before = project.pids
         place.topology(*parts(place, factor=2))
         assert project.changes(path).lines() == ["~ node work: with", "restarted at rest: work"]
-        await project.reload()
+        reload = asyncio.create_task(project.reload())
+        while not reload.done():
+            assert project.status().ready, "it serves meanwhile"
+            await asyncio.sleep(0.01)
+        await reload
         await flowing(project)
         after = project.pids
         assert before["ledger.0"] == after["ledger.0"] and before["read.0"] == after["read.0"]
@@ -239,9 +243,14 @@ async def test_reloading_nodes_and_links(place: Place) -> None:
         await flowing(project, 100)
         assert "bag.0" in project.pids
         await eventually.on_loop(lambda: done(project, "bag") > 500)
+        counted = sum(link.sent_bytes for link in project.status().links[:2])
         place.topology(nodes, links)
         await project.reload()
         assert "bag.0" not in project.pids
+        status = project.status()
+        assert [one.name for one in status.removed] == ["bag.0"]
+        assert [one.sent > 500 for one in status.removed_links] == [True]
+        assert sum(link.sent_bytes for link in status.links) >= counted
         await flowing(project)
         report = await end(place, project)
     judge(place, report)
@@ -292,7 +301,7 @@ async def test_what_cannot_be_changed_is_refused(place: Place) -> None:
         ):
             with pytest.raises(ChangeError, match=text):
                 await project.scale(replicas)
-        with pytest.raises(ChangeError, match="no replica work.7"):
+        with pytest.raises(UnknownName, match="no replica work.7"):
             await project.restart("work", 7)
         place.topology({**nodes, "work": node("Pass", {"factr": 1}, replicas=2)}, links)
         with pytest.raises(TopologyError, match="factr"):
@@ -404,18 +413,41 @@ async def test_a_new_incarnation_that_does_not_start_stops_the_roll(place: Place
 
 
 @on_loop
-async def test_settings_that_do_not_work_stop_one_replica_and_not_the_project(
-    place: Place,
-) -> None:
+async def test_settings_that_do_not_work_are_taken_back(place: Place) -> None:
     path = place.topology(*parts(place))
     async with Supervisor(path, watcher=Silent()) as project:
         await flowing(project)
+        before, nursery = project.plan, project.fleet and project.fleet.pid
         place.topology(*parts(place, fail="init"))
-        with pytest.raises(ChangeError, match=r"work.\d cannot start; work.\d cannot start"):
+        with pytest.raises(ChangeError, match=r"work.\d cannot start; what ran before") as caught:
             await project.reload()
-        assert project._operations.stopped == ["work"]
-        place.topology(*parts(place))
-        project.plan = project.load(path)
+        assert "ValueError: these settings are no good" in caught.value.hint
+        assert project.plan is before and not project._operations.stopped
+        assert project.fleet is not None and project.fleet.pid == nursery, "nor was the code"
+        assert len(pids(project, "work")) == 2
+        await flowing(project)
+        await project.restart("work", 0)
+        report = await end(place, project)
+    assert set(judge(place, report)["factors"]) == {"1"}
+
+
+@on_loop
+async def test_what_cannot_be_taken_back_is_told(place: Place) -> None:
+    nodes, links = parts(place)
+    path = place.topology(nodes, links)
+    async with Supervisor(path, watcher=Silent()) as project:
+        await flowing(project)
+        bag = {"bag": node("Bag", {"path": place.file("bag")})}
+        broken = node("Pass", {"fail": "init"}, replicas=2)
+        place.topology(
+            {**nodes, "work": broken, **bag}, [*links, link("work.results -> bag.results")]
+        )
+        left = "otherwise the project is now what the file says; work is stopped: flowkit start"
+        with pytest.raises(ChangeError, match=rf"work.\d cannot start; .*{left} work"):
+            await project.reload()
+        assert project._operations.stopped == ["work"] and "bag.0" in project.pids
+        place.topology(nodes | bag, [*links, link("work.results -> bag.results")])
+        project.plan = project.changes(path).plan  # as if what it needs were there now
         await project.start_node("work")
         await flowing(project)
         report = await end(place, project)

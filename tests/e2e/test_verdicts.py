@@ -122,6 +122,8 @@ def test_what_limits_is_said(
                 await eventually.on_loop(right, PATIENCE)
             except pytest.fail.Exception:
                 pytest.fail(f"{project.status().verdict.text}\n{situation(project)}")
+            if kinds == {"input"}:
+                assert project.status().replicas[0].busy < 0.5, "who sleeps is not busy"
             if directory := os.environ.get("FLOWKIT_RECORD"):
                 data = msgspec.json.format(msgspec.json.encode(situation(project)))
                 Path(directory, f"{name}.json").write_bytes(data + b"\n")

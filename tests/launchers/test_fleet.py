@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flowkit.launchers.base import OnExit, OnStarted
 from flowkit.launchers.fleet import Fleet
 from flowkit.launchers.process import ProcessLauncher
 from tests.conftest import Eventually
@@ -35,17 +36,18 @@ def test_new_code_takes_a_new_nursery(tmp_path: Path) -> None:
     exits: list[tuple[str, int]] = []
 
     async def scenario() -> None:
-        fleet = Fleet(
-            lambda name, pid: None,
-            lambda name, code, error: exits.append((name, code)),
-            lambda started, exited: ProcessLauncher(
+        def make(started: OnStarted, exited: OnExit) -> ProcessLauncher:
+            return ProcessLauncher(
                 started,
                 exited,
                 entry="entering:main",
                 preload=["entering"],
                 path=[str(tmp_path)],
                 method="fork",
-            ),
+            )
+
+        fleet = Fleet(
+            lambda name, pid: None, lambda name, code, error: exits.append((name, code)), make
         )
 
         def launch(name: str) -> Path:
@@ -77,9 +79,26 @@ def test_new_code_takes_a_new_nursery(tmp_path: Path) -> None:
             await fleet.renew()
             await says(launch("four"), "the second")
             await eventually.on_loop(lambda: ("four", 0) in exits)
+
+            second = fleet.pid
+            module.write_text("WORD = 'third'")
+            await fleet.renew(make)
+            await says(launch("five"), "third")
+            third = fleet.pid
+            fleet.revert()
+            assert fleet.pid == second, "it was kept, though it had no child"
+            await says(launch("six"), "the second")
+            await eventually.on_loop(lambda: not psutil.pid_exists(third))
+            await fleet.renew(make)
+            fleet.keep()
+            await eventually.on_loop(lambda: not psutil.pid_exists(second))
+            fleet.revert()
+            await says(launch("seven"), "third")
+            await eventually.on_loop(lambda: len(exits) == 7)
         finally:
             await fleet.close()
         # One of them may end before another is killed.
-        assert sorted(name for name, _ in exits) == ["four", "one-stay", "three", "two"]
+        names = ["five", "four", "one-stay", "seven", "six", "three", "two"]
+        assert sorted(name for name, _ in exits) == names
 
     asyncio.run(scenario())

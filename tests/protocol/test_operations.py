@@ -22,6 +22,7 @@ from flowkit.protocol.project import (
     Member,
     Operation,
     Phase,
+    Restore,
     Status,
     Wanted,
 )
@@ -53,11 +54,23 @@ class Changed(Play):
         members, links = resized(self.members, self.project.links, node, count)
         return self.operate(Change(self.project, members, links, LIMIT, **options))
 
+    def renew(self, node: str, **options: Any) -> list[Any]:
+        change = Change(
+            self.project,
+            self.members,
+            self.project.links,
+            LIMIT,
+            renewed=frozenset([node]),
+            whole=True,
+            **options,
+        )
+        return self.operate(change)
+
     def leave(self, name: str, again: bool = True) -> list[Any]:
         return self.operate(Departure(self.project, self.replica(name), again, LIMIT))
 
     def carry_out(self, action: Any) -> None:
-        if isinstance(action, Completed):
+        if isinstance(action, Completed | Restore):
             return
         if isinstance(action, Launch):
             name, incarnation = action.replica.name, action.replica.incarnation
@@ -477,6 +490,59 @@ def test_a_stopped_source_ends_when_the_project_is_drained() -> None:
         play.done(name)
         play.exit(name)
     assert play.project.status is Status.DRAINED
+
+
+def test_new_settings_that_do_not_work_are_taken_back_at_rest() -> None:
+    play = running()
+    play.renew("work", fallback=play.members)
+    play.rest("read.0")
+    play.rest("work.0", "work.1")
+    play.rest("sink.0")
+    play.rest(*[one for one in ("work.0", "work.1", "sink.0") if play.asked(one, control.Rest)])
+    play.exit("work.0")
+    play.exit("work.1")
+    play.wait()
+    play.ready("work.1")
+    assert not any(isinstance(action, Restore) for action in play.story)
+    play.exit("work.0", CONFIGURATION)
+    assert sum(isinstance(action, Restore) for action in play.story) == 1
+    died = [action for action in play.story if isinstance(action, Died)]
+    assert [one.ends for one in died] == [False], "the project goes on"
+    play.wait()
+    assert play.alive["work.0"] == 3 and play.asked("work.1", control.Leave)
+    assert play.asked("read.0", control.Resume) is None, "the sources wait still"
+    play.ready("work.0")
+    play.exit("work.1")
+    play.wait()
+    assert play.result is None
+    play.ready("work.1")
+    assert play.asked("read.0", control.Resume)
+    assert play.result == "work.0 cannot start; what ran before runs again, nothing was changed"
+    assert play.project.status is Status.RUNNING
+    assert [play.replica(f"work.{n}").phase for n in (0, 1)] == [Phase.READY] * 2
+    assert not play.replica("work.0").restart.total, "what it died of is gone"
+
+
+def test_new_settings_that_do_not_work_stop_the_node_if_they_cannot_be_taken_back() -> None:
+    play = running()
+    play.renew("sink")
+    play.rest("read.0")
+    play.rest("work.0", "work.1")
+    play.rest("sink.0")
+    play.exit("sink.0")
+    play.wait()
+    play.exit("sink.0", CONFIGURATION)
+    assert play.result == "sink.0 cannot start"
+    assert play.replica("sink.0").phase is Phase.STOPPED
+    assert play.asked("read.0", control.Resume)
+
+
+def test_one_whose_stream_ends_before_it_leaves_is_not_restarted() -> None:
+    play = running()
+    play.leave("read.0")
+    assert play.result is None
+    play.done("read.0")
+    assert play.result == "read.0 has ended meanwhile"
 
 
 def test_a_replica_that_has_ended_is_left_alone() -> None:

@@ -381,6 +381,27 @@ def test_a_fast_stream_is_sampled_and_the_rest_counted(stage: Any, on_loop: Any)
         assert number + skipped <= one.value
 
 
+def test_a_tap_ends_with_its_channel_and_says_why(stage: Any, on_loop: Any) -> None:
+    async def main() -> None:
+        parts = {"a": letters(1), "b": Work, "c": collect([])}
+        async with stage(parts, ["a.out -> b.x", "b.out -> c.x"]) as project:
+            supervisor, ended = project.supervisor, []
+            taps = [supervisor.tap(*place, print) for place in (("a", "out"), ("b", "x"))]
+            for tap in taps:
+                tap.on_end = ended.append
+            plan = supervisor.plan
+            supervisor._taps.look(plan)
+            assert not ended
+            less = [node for node in plan.nodes if node.name != "b"]
+            supervisor._taps.look(msgspec.structs.replace(plan, nodes=less))
+            assert [tap.closed for tap in taps] == [False, True]
+            name = f"{plan.project} has no node 'b' any more"
+            assert ended == [f"{name}: a reload has removed it"]
+            await project.wait()
+
+    on_loop(main())
+
+
 @pytest.mark.parametrize(
     ("node", "channel", "text"),
     [
