@@ -307,14 +307,19 @@ current_outboxes: ContextVar[dict[str, Outbox] | None] = ContextVar(
 """The outboxes of the coroutine handler that this task, or one it started, runs for."""
 
 
+Confirm = Callable[[str, Outbox], Awaitable[None]]
+"""Sends what is in an outbox on the output of that name, and returns when it is done."""
+
+
 class OutPort(Generic[T]):
     """Sends the messages of one output channel of one node instance."""
 
-    __slots__ = ("name", "_outbox", "_messages", "_wait", "__weakref__")
+    __slots__ = ("name", "_outbox", "_messages", "_wait", "_confirm", "__weakref__")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._wait: Callable[[], Awaitable[None]] = _at_once
+        self._confirm: Confirm | None = None
         self.use(Outbox())
 
     # `key` and `headers` are given by name. That the signature does not say so saves a quarter of
@@ -344,6 +349,32 @@ class OutPort(Generic[T]):
         """
         await self._wait()
 
+    async def deliver(self, message: T, key: Key = None, headers: Headers | None = None) -> None:
+        """Send `message` at once, and return when it is done downstream, with all that was made
+        of it: for who owes somebody an answer. Waits for room, and lets others be sent meanwhile.
+
+        Raises `DeadLettered` or `Dropped` if something of it was given up; the message may have
+        taken effect in part then, and may do so twice if it is sent again. Raises `SendError` in a
+        handler, whose sends belong to its batch; if the stream has ended; and if a link downstream
+        forgets what it sends (at-most-once), so that nobody would ever know. A durable link counts
+        as done what its journal holds.
+        """
+        if current_outboxes.get():
+            raise SendError(
+                "deliver() in a handler: what a handler sends leaves when it has returned, and its "
+                "own message is done only after that; use send()"
+            )
+        box = Outbox()
+        if key is not None or headers is not None:
+            box.annotate(key, headers)
+        box.messages.append(message)
+        if self._confirm is None:
+            self._outbox.extend(box)  # nobody runs the node: see `sent`
+        else:
+            await self._confirm(self.name, box)
+
+    confirm = deliver
+
     @property
     def sent(self) -> list[T]:
         """What was sent and not yet taken by the runtime; for tests of a node that nobody runs."""
@@ -362,9 +393,10 @@ class OutPort(Generic[T]):
         if type(self._messages) is Messages and _kind is not Messages:
             self._messages.__class__ = _kind
 
-    def attach(self, wait: Callable[[], Awaitable[None]]) -> None:
-        """Bind the port to a running replica: `wait` is what `room` awaits."""
+    def attach(self, wait: Callable[[], Awaitable[None]], confirm: Confirm | None = None) -> None:
+        """Bind the port to a running replica: `wait` is what `room` awaits, `confirm` delivers."""
         self._wait = wait
+        self._confirm = confirm
         _attached.add(self)
         self.use(CLOSED)
 

@@ -20,6 +20,9 @@
     |   |-- UnknownName          a running project has no node, replica or channel of that name
     |   |-- NotRunning           the project does not run, or has ended
     |   `-- RequestFailed        it runs, and does not do what was asked for (carries `code`)
+    |-- DeliveryError            the caller of `deliver`: its message was not done
+    |   |-- DeadLettered
+    |   `-- Dropped
     |-- TransportError           whoever runs the project: an endpoint cannot be bound or reached
     |-- ReplicaError             a replica cannot start or go on
     |-- WireError                the peer: bytes that are no flowkit frame
@@ -197,6 +200,18 @@ class RequestFailed(OperatorError):
         if code in ("problems", "no-such"):
             self.exit_code = 2
         super().__init__(text, hint)
+
+
+class DeliveryError(FlowkitError):
+    """A message that was sent with `deliver`, or one that was made of it, was given up."""
+
+
+class DeadLettered(DeliveryError):
+    """Something of it is kept as a dead letter: ``flowkit dead-letters`` shows and replays it."""
+
+
+class Dropped(DeliveryError):
+    """Something of it is lost, or nobody knows any more what became of it: send it again."""
 
 
 class TransportError(FlowkitError):

@@ -117,6 +117,9 @@ class Ack(msgspec.Struct):
     """Consumer to producer: everything up to `sequence` is done; and the current credit.
 
     `dead_lettered` and `dropped` count messages, over the whole session up to `sequence`.
+    `failed` and `lost` count batches in the same way: those of which a message was dead-lettered or
+    dropped, here or anywhere downstream, be it one that was made of it. An ACK that raises either
+    of them means every batch that it acknowledges, so these are acknowledged one by one.
     """
 
     session: Natural
@@ -127,6 +130,8 @@ class Ack(msgspec.Struct):
     limit_bytes: Natural
     max_count: Natural
     cut: Natural
+    failed: Natural = 0
+    lost: Natural = 0
 
 
 class End(msgspec.Struct):

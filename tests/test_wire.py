@@ -133,7 +133,7 @@ def test_the_layout_of_data_is_part_of_what_peers_agree_on() -> None:
         (Welcome(9, 1), 2, [1]),
         (Reject("fenced", "why"), 3, ["fenced", "why"]),
         (Credit(9, 1, 2, 3, 4), 5, [1, 2, 3, 4]),
-        (Ack(9, 8, 1, 2, 3, 4, 5, 6), 6, [1, 2, 3, 4, 5, 6]),
+        (Ack(9, 8, 1, 2, 3, 4, 5, 6, 7, 8), 6, [1, 2, 3, 4, 5, 6, 7, 8]),
         (End(9, 8), 7, None),
         (Close(9), 8, None),
         (Reset(9, "why"), 9, ["why"]),

@@ -37,7 +37,7 @@ from flowkit.protocol.events import (
     Terms,
 )
 from flowkit.protocol.ledger import Books
-from flowkit.protocol.lineage import Root, Roots, Seen, Work, derive
+from flowkit.protocol.lineage import FAILED, Root, Roots, Seen, Work, derive
 from flowkit.protocol.receiver import InBatch, Receiver, State
 from flowkit.protocol.routing import Cut, Router
 from flowkit.protocol.sender import OutBatch, Sender
@@ -355,6 +355,7 @@ class Engine:
             except (EncodeError, MessageTooLarge):
                 good, faults = _sort_out(outlet, messages, keys, headers)
                 lost = len(faults) * outlet.router.copies
+                work.taint |= FAILED
                 sender.books.sent(lost, own)
                 sender.books.dead_lettered(lost, own)
                 bad += [

@@ -59,6 +59,12 @@ def derive(parent: bytes, way: bytes, chunk: int, slot: int) -> bytes:
     return parent[: ID_SIZE - PATH_SIZE] + digest.digest()
 
 
+FAILED = 1
+"""Taint: something was dead-lettered, of a batch or of what was made of it, here or downstream."""
+LOST = 2
+"""Taint: something was dropped."""
+
+
 def nothing() -> None:
     """What a work that is settled calls. What it called before refers to it: a cycle that would
     keep its bytes until the garbage collector comes, which counts objects and not bytes."""
@@ -71,7 +77,7 @@ class Work:
     sent is acknowledged (`pending` is 0); then `settled` is called, once.
     """
 
-    __slots__ = ("id", "span", "cut", "born", "pending", "handled", "settled")
+    __slots__ = ("id", "span", "cut", "born", "pending", "handled", "settled", "taint")
 
     def __init__(
         self, id: bytes, span: int, cut: int, settled: Callable[[], None], born: int = 0
@@ -84,6 +90,8 @@ class Work:
         self.pending = 0
         self.handled = False
         self.settled = settled
+        self.taint = 0
+        """`FAILED` and `LOST`, so far; complete when it is settled."""
 
     def finish(self) -> None:
         """The handlers have returned and everything they sent has been counted in `pending`."""
@@ -178,6 +186,7 @@ class Roots:
                 self.committed = first.position
                 moved = True
         for parent in root.parents:
+            parent.taint |= root.taint
             parent.release()
         if moved:
             self.on_commit()
@@ -202,11 +211,12 @@ class _Span:
 
 
 class Settled(NamedTuple):
-    """What `Seen.look` says of an id that is settled: how many of its messages were given up, so
-    that a copy is acknowledged with the same figures."""
+    """What `Seen.look` says of an id that is settled: how many of its messages were given up, and
+    its taint, so that a copy is acknowledged with the same figures."""
 
     dead_lettered: int
     dropped: int
+    taint: int = 0
 
 
 DONE = Settled(0, 0)

@@ -25,7 +25,7 @@ from flowkit.protocol.events import (
     Terms,
     ToProducer,
 )
-from flowkit.protocol.lineage import DONE, Seen, Settled, Work, nothing
+from flowkit.protocol.lineage import DONE, FAILED, LOST, Seen, Settled, Work, nothing
 from flowkit.wire import Ack, Close, Credit, Data, End, Frame, Heartbeat, Hello, Reject, Reset
 
 AHEAD_BYTES = 32 << 20
@@ -54,12 +54,11 @@ class State(Enum):
 class _Entry:
     """One batch of a session, in the order of its sequence numbers."""
 
-    __slots__ = ("done", "dead_lettered", "dropped")
+    __slots__ = ("done", "how")
 
     def __init__(self) -> None:
         self.done = False
-        self.dead_lettered = 0
-        self.dropped = 0
+        self.how = DONE
 
 
 class InBatch(Work):
@@ -165,6 +164,8 @@ class Receiver:
         self._acked = 0
         self._dead_lettered = 0
         self._dropped = 0
+        self._failed = 0
+        self._lost = 0
         self._granted = 0
         self._granted_bytes = 0
         self._told = (0, 0)
@@ -342,7 +343,7 @@ class Receiver:
         self._taken_bytes += len(frame.payload) + len(frame.extras)
         if isinstance(known, Settled):
             entry.done = True
-            entry.dead_lettered, entry.dropped = known
+            entry.how = known
             self._advance()
         else:
             known.copies.append((self, entry))
@@ -350,23 +351,30 @@ class Receiver:
     def _settled(self, batch: InBatch) -> None:
         self.held -= 1
         batch.settled = nothing
+        taint = (
+            batch.taint | (FAILED if batch.dead_lettered else 0) | (LOST if batch.dropped else 0)
+        )
+        how = Settled(batch.dead_lettered, batch.dropped, taint) if taint else DONE
         if not self.terms.lossy:
-            gave_up = batch.dead_lettered or batch.dropped
-            how = Settled(batch.dead_lettered, batch.dropped) if gave_up else DONE
             self._seen.done(batch.id, how)
         for receiver, entry in batch.copies:
             entry.done = True
-            entry.dead_lettered = batch.dead_lettered
-            entry.dropped = batch.dropped
+            entry.how = how
             receiver._advance()
 
     def _advance(self) -> None:
         while self._entries and self._entries[0].done:
-            entry = self._entries.popleft()
+            how = self._entries.popleft().how
+            if how.taint and self._unsaid_ack:
+                self._acknowledge()  # what came before is not tainted
             self._acked += 1
-            self._dead_lettered += entry.dead_lettered
-            self._dropped += entry.dropped
             self._unsaid_ack = True
+            if how.taint:
+                self._dead_lettered += how.dead_lettered
+                self._dropped += how.dropped
+                self._failed += bool(how.taint & FAILED)
+                self._lost += bool(how.taint & LOST)
+                self._acknowledge()
 
     def _limit(self) -> int:
         return self._taken + self.pace.ahead - self._stale
@@ -392,6 +400,8 @@ class Receiver:
                 self._granted,
                 self._granted_bytes,
                 *self._told,
+                self._failed,
+                self._lost,
             )
         )
 

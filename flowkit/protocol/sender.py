@@ -27,7 +27,7 @@ from flowkit.protocol.events import (
     ToConsumer,
 )
 from flowkit.protocol.ledger import Books
-from flowkit.protocol.lineage import JOURNAL, MAX_SPAN, Seen, Work, root_id
+from flowkit.protocol.lineage import FAILED, JOURNAL, LOST, MAX_SPAN, Seen, Work, root_id
 from flowkit.protocol.routing import ANY
 from flowkit.wire import Ack, Close, Credit, Data, End, Frame, Heartbeat, Hello, Reset, Welcome
 
@@ -103,6 +103,8 @@ class Session:
         "acked",
         "dead_lettered",
         "dropped",
+        "failed",
+        "lost",
         "load",
         "spoke",
         "silent",
@@ -124,6 +126,8 @@ class Session:
         self.acked = 0
         self.dead_lettered = 0
         self.dropped = 0
+        self.failed = 0
+        self.lost = 0
         self.load = 0
         self.spoke = True
         self.silent = 0
@@ -530,6 +534,10 @@ class Sender:
     def _ack(self, session: Session, frame: Ack) -> None:
         dead_lettered = frame.dead_lettered - session.dead_lettered
         dropped = frame.dropped - session.dropped
+        taint = FAILED if frame.failed > session.failed else 0
+        taint |= LOST if frame.lost > session.lost else 0
+        session.failed = max(session.failed, frame.failed)
+        session.lost = max(session.lost, frame.lost)
         while session.acked < frame.sequence:
             session.acked += 1
             batch = session.unacked.popleft()
@@ -543,6 +551,8 @@ class Sender:
             session.dead_lettered += dead
             session.dropped += gone
             self.books.settled(batch.count, dead, gone, batch.own)
+            if batch.work is not None:
+                batch.work.taint |= taint
             self._forget(batch)
 
     def _queue(self, batch: OutBatch) -> None:

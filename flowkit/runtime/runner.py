@@ -30,6 +30,7 @@ from flowkit.protocol.lineage import Work
 from flowkit.protocol.routing import Router, extractor, itself
 from flowkit.protocol.watch import LOOKS
 from flowkit.runtime import shared
+from flowkit.runtime.confirming import Confirms
 from flowkit.runtime.handling import Ports, StopProject, Undertaker
 from flowkit.runtime.inlet import Inlet, PlainInlet, Shop
 from flowkit.runtime.jobs import JobInlet
@@ -146,8 +147,10 @@ class Runner:
             self._gauges, self.engine, self._shop, self._inlets, not spec.outputs, cpu
         )
         self._outflow = Outflow(self.engine, self._ports, self._release, self.wake, clock)
+        forgets = {link.out: link.forgets for link in spec.outputs if link.forgets}
+        self._confirms = Confirms(self.engine, self._release, self.wake, self._born, forgets)
         for port in self._ports.ports.values():
-            port.attach(self._outflow.room)
+            port.attach(self._outflow.room, self._confirms.deliver)
         self.timers = Timers(
             node, self.engine, self._ports, self._context, self._send_timed, self._spawn, self.fail
         )
@@ -244,6 +247,7 @@ class Runner:
     async def _end(self) -> None:
         if self._kit.guard is not None:
             self._kit.guard.stop()
+        self._confirms.leave()
         self.timers.cancel()
         for handle in (self._beating, self._due):
             if handle is not None:
@@ -472,6 +476,7 @@ class Runner:
             self._sync(self._undurable)
             self._undurable = []
         self._outflow.flush()
+        self._confirms.flush()
         self.engine.flush()
         if self._settling is not None and not self._settling.done() and self.engine.settled:
             self._settling.set_result(None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from flowkit.units import size
 
@@ -87,6 +88,9 @@ class LinkPlan(Struct, frozen=True):
     """With `durable`: origin number of the journal of the producer's replica 0."""
     version: int = 0
     """How often the key map was changed while the project ran."""
+    forgets: str = ""
+    """The name of a link, this one or one below it, that forgets what it has sent: nobody learns
+    there whether a message is done. Empty if there is none."""
 
 
 class Plan(Struct, frozen=True):
@@ -187,7 +191,28 @@ def _links(topology: Topology, inspection: Inspection, origin: int) -> list[Link
             )
             if model.durable:
                 origin += topology.nodes[source].replicas
-    return links
+    return forgetting(links)
+
+
+def forgetting(links: list[LinkPlan]) -> list[LinkPlan]:
+    """The links, with what they say of `forgets`; there are no cycles."""
+    below: dict[str, list[LinkPlan]] = {}
+    for link in links:
+        below.setdefault(link.source, []).append(link)
+    known: dict[int, str] = {}
+
+    def look(link: LinkPlan) -> str:
+        if link.index not in known:
+            if link.delivery == "at-most-once":
+                known[link.index] = link.name
+            elif link.durable:
+                known[link.index] = ""  # what is in the journal counts as done
+            else:
+                found = (look(one) for one in below.get(link.target, ()))
+                known[link.index] = next((name for name in found if name), "")
+        return known[link.index]
+
+    return [replace(link, forgets=look(link)) for link in links]
 
 
 def window_of(link: LinkModel) -> tuple[int, int]:

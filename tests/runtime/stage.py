@@ -21,7 +21,14 @@ from flowkit.protocol.project import Died
 from flowkit.report import LinkReport, Report
 from flowkit.store import DeadLetter, Store
 from flowkit.supervisor import Silent, Supervisor
-from flowkit.topology.plan import ErrorPolicy, LinkPlan, NodePlan, Plan, RestartPlan
+from flowkit.topology.plan import (
+    ErrorPolicy,
+    LinkPlan,
+    NodePlan,
+    Plan,
+    RestartPlan,
+    forgetting,
+)
 
 SECONDS = 20.0
 """How long a project may take; a test that needs as much has failed."""
@@ -117,7 +124,7 @@ def make_plan(
                 **{**defaults, **options},
             )
         )
-    return Plan("play", str(directory / "play.yaml"), nodes, made, [])
+    return Plan("play", str(directory / "play.yaml"), nodes, forgetting(made), [])
 
 
 class Stage(Silent):

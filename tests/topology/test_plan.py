@@ -97,6 +97,7 @@ def test_links(plan: Plan) -> None:
         transport="ipc",
         producers=3,
         consumers=2,
+        forgets="parse.events -> users.users",
     )
 
 
