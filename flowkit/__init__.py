@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from flowkit.calls import Call, Serve
 from flowkit.channels import In, Out, OutPort
 from flowkit.errors import FlowkitError
 from flowkit.message import Many, Meta
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncClient",
+    "Call",
     "Client",
     "FlowkitError",
     "In",
@@ -30,6 +32,7 @@ __all__ = [
     "Node",
     "Out",
     "OutPort",
+    "Serve",
     "Sink",
     "Source",
     "every",

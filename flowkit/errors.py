@@ -23,6 +23,10 @@
     |-- DeliveryError            the caller of `deliver`: its message was not done
     |   |-- DeadLettered
     |   `-- Dropped
+    |-- RequestError             who has asked a question (carries `server`)
+    |   |-- RequestTimeout       there was no answer in time (also a TimeoutError)
+    |   |-- ServerLost           the server died with the question in hand
+    |   `-- HandlerFailed        its handler raised
     |-- TransportError           whoever runs the project: an endpoint cannot be bound or reached
     |-- ReplicaError             a replica cannot start or go on
     |-- WireError                the peer: bytes that are no flowkit frame
@@ -212,6 +216,28 @@ class DeadLettered(DeliveryError):
 
 class Dropped(DeliveryError):
     """Something of it is lost, or nobody knows any more what became of it: send it again."""
+
+
+class RequestError(FlowkitError):
+    """A question has no answer. `server` is the replica that had it last ("lookup.1"), or empty."""
+
+    def __init__(self, text: str, server: str = "") -> None:
+        self.server = server
+        super().__init__(text)
+
+
+class RequestTimeout(RequestError, TimeoutError):
+    """There was no answer in time. A server that has the question in hand works on: it may have
+    its effect yet."""
+
+
+class ServerLost(RequestError):
+    """The server died, or the line to it broke, with the question in hand: it may have had its
+    effect or not. Nobody asks again unless the asker says so (`retries`)."""
+
+
+class HandlerFailed(RequestError):
+    """The server's handler raised; the text says what. The whole traceback is in its log."""
 
 
 class TransportError(FlowkitError):

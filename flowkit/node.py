@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
+from flowkit.calls import Call
 from flowkit.channels import In, Out
 from flowkit.errors import DeclarationError
 from flowkit.units import duration
@@ -85,6 +86,7 @@ class NodeInfo:
     handlers: dict[str, Handler] = field(default_factory=dict)
     timers: dict[str, float] = field(default_factory=dict)
     tasks: bool = False
+    calls: dict[str, Call[Any, Any]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -113,7 +115,7 @@ class NodeInfo:
     @property
     def abstract(self) -> bool:
         """Whether it cannot be run as it is: no channels, or methods still to be written."""
-        return inspect.isabstract(self.cls) or not (self.inputs or self.outputs)
+        return inspect.isabstract(self.cls) or not (self.inputs or self.outputs or self.calls)
 
     def settings(self) -> list[Setting]:
         """The constructor's arguments, annotations resolved where that is possible."""
@@ -230,7 +232,8 @@ def _collect(cls: type[Node]) -> NodeInfo:
             attributes.update(base.__dict__)
     inputs = {name: value for name, value in attributes.items() if isinstance(value, In)}
     outputs = {name: value for name, value in attributes.items() if isinstance(value, Out)}
-    for name in (*inputs, *outputs):
+    calls = {name: value for name, value in attributes.items() if isinstance(value, Call)}
+    for name in (*inputs, *outputs, *calls):
         if name in _RESERVED or name.startswith("_") or not _NAME.fullmatch(name):
             raise DeclarationError(
                 f"{cls.__qualname__}.{name}: not a name for a channel",
@@ -251,11 +254,11 @@ def _collect(cls: type[Node]) -> NodeInfo:
         for name, value in attributes.items()
         if hasattr(value, "__flowkit_every__")
     }
-    _check_shape(cls, attributes, inputs, outputs)
+    _check_shape(cls, attributes, inputs, outputs, calls)
     tasks = any(handler.coroutine for handler in handlers.values()) or any(
         inspect.iscoroutinefunction(attributes.get(name)) for name in (*timers, "finish")
     )
-    return NodeInfo(cls, inputs, outputs, handlers, timers, tasks)
+    return NodeInfo(cls, inputs, outputs, handlers, timers, tasks, calls)
 
 
 def _handler(cls: type[Node], name: str, channel: In[Any], attributes: dict[str, Any]) -> Handler:
@@ -350,6 +353,7 @@ def _check_shape(
     attributes: dict[str, Any],
     inputs: dict[str, In[Any]],
     outputs: dict[str, Out[Any]],
+    calls: dict[str, Call[Any, Any]],
 ) -> None:
     name = cls.__qualname__
     hooks = list(HOOKS)
@@ -365,7 +369,12 @@ def _check_shape(
             hint="run() is for nodes whose stream begins there; use @every for a timer",
         )
     if not issubclass(cls, Source):
-        if outputs and not inputs and "run" not in attributes and not _has_timers(attributes):
+        if (
+            (outputs or calls)
+            and not inputs
+            and "run" not in attributes
+            and not _has_timers(attributes)
+        ):
             raise DeclarationError(
                 f"{name} has outputs, but nothing that could send",
                 hint="give it an In, a run(), an @every timer, or make it a Source",

@@ -30,7 +30,7 @@ RANKS = {
     3: ["wire", "codecs"],
     4: ["protocol"],
     5: ["topology"],
-    6: ["metrics", "sampling", "status", "channels", "node", "__init__"],
+    6: ["metrics", "sampling", "status", "channels", "calls", "node", "__init__"],
     7: ["transport", "store", "journal", "claims", "rundir", "connectors"],
     8: ["runtime"],
     9: ["control", "launchers"],

@@ -61,7 +61,13 @@ def as_dict(one: ClassFacts) -> dict[str, object]:
 
 
 def _channel(channel: ChannelFacts) -> dict[str, object]:
-    return {"name": channel.name, "type": channel.type, "codec": channel.codec}
+    found = {"name": channel.name, "type": channel.type, "codec": channel.codec}
+    return {**found, "answer": channel.answer} if channel.answer else found
+
+
+def _row(kind: str, channel: ChannelFacts) -> tuple[str, str, str]:
+    answer = f" -> {channel.answer}" if channel.answer else ""
+    return kind, channel.name, channel.type + answer
 
 
 def as_text(one: ClassFacts) -> str:
@@ -70,11 +76,12 @@ def as_text(one: ClassFacts) -> str:
     lines = [one.use + (f"  ({', '.join(marks)})" if marks else "")]
     if one.doc:
         lines.append(f"  {one.doc}")
-    rows = [("in", channel.name, channel.type) for channel in one.inputs]
-    rows += [("out", channel.name, channel.type) for channel in one.outputs]
+    rows = [_row("serve" if channel.answer else "in", channel) for channel in one.inputs]
+    rows += [_row("call" if channel.answer else "out", channel) for channel in one.outputs]
     for setting in one.settings:
         default = " (required)" if setting.default is None else f" = {setting.default}"
         rows.append(("with", setting.name, setting.type + default))
     width = max((len(name) for _, name, _ in rows), default=0)
-    lines += [f"  {kind:<4}  {name:<{width}}  {type_}" for kind, name, type_ in rows]
+    kinds = max((len(kind) for kind, _, _ in rows), default=0)
+    lines += [f"  {kind:<{max(kinds, 4)}}  {name:<{width}}  {type_}" for kind, name, type_ in rows]
     return "\n".join(lines)

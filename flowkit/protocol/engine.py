@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from flowkit.codecs import Codec, encode_extras
 from flowkit.errors import EncodeError, MessageTooLarge
 from flowkit.message import Key, Payload, message_id
-from flowkit.protocol.batching import MAX_COUNT, Pace
+from flowkit.protocol.batching import MAX_COUNT
 from flowkit.protocol.events import (
     Action,
     CallFinish,
@@ -38,7 +38,8 @@ from flowkit.protocol.events import (
 )
 from flowkit.protocol.ledger import Books
 from flowkit.protocol.lineage import FAILED, Root, Roots, Seen, Work, derive
-from flowkit.protocol.receiver import InBatch, Receiver, State
+from flowkit.protocol.patterns import Inbox, receiver_for, sender_for
+from flowkit.protocol.receiver import InBatch, Receiver
 from flowkit.protocol.routing import Cut, Router
 from flowkit.protocol.sender import OutBatch, Sender
 from flowkit.wire import Data, Frame
@@ -115,55 +116,6 @@ class Released(NamedTuple):
         return ""
 
 
-class Inbox:
-    """One input channel: the receivers of all links that lead to it, taken from in turn."""
-
-    def __init__(self, channel: str, concurrency: int) -> None:
-        self.channel = channel
-        self.pace = Pace(concurrency)
-        self.receivers: list[Receiver] = []
-        self._turn: deque[Receiver] = deque()
-
-    def add(self, receiver: Receiver) -> None:
-        self.receivers.append(receiver)
-        self._turn.append(receiver)
-
-    def discard(self, receiver: Receiver) -> None:
-        """Another takes the place of `receiver`, whose producer has left."""
-        if not receiver.held:
-            self.receivers.remove(receiver)
-            self._turn.remove(receiver)
-
-    @property
-    def empty(self) -> bool:
-        return not any(receiver.queue for receiver in self.receivers)
-
-    def take(self) -> InBatch | None:
-        """The next batch, fairly among producers."""
-        for _ in range(len(self._turn)):
-            receiver = self._turn[0]
-            self._turn.rotate(-1)
-            if receiver.queue:
-                return receiver.take()
-        return None
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing new is likely to come: what waits for company need not wait any more.
-
-        Only a hint: what a dead producer had sent may still come from another.
-        """
-        return all(
-            receiver.ended or receiver.state is State.CLOSED for receiver in self.receivers
-        ) and not any(receiver.queue for receiver in self.receivers)
-
-    @property
-    def closed(self) -> bool:
-        return all(
-            receiver.state is State.CLOSED and not receiver.held for receiver in self.receivers
-        )
-
-
 class Engine:
     """One replica's links and unsettled work."""
 
@@ -199,15 +151,17 @@ class Engine:
         for terms in inputs:
             inbox = self.inboxes.get(terms.into)
             if inbox is None:
-                inbox = Inbox(terms.into, (concurrency or {}).get(terms.into, 1))
+                inbox = Inbox(terms, (concurrency or {}).get(terms.into, 1))
                 self.inboxes[terms.into] = inbox
             self._seen[terms.index] = Seen()
             self._receivers[terms.index] = [
                 self._receiver(terms, producer) for producer in range(terms.producers)
             ]
         for terms, router, codec, books in outputs:
-            sender = Sender(identity, terms, books, self.actions.append)
+            sender = sender_for(terms)(identity, terms, books, self.actions.append)
             self.senders[terms.index] = sender
+            if terms.pattern == "request":
+                continue  # questions are asked, not released
             # The run is part of it, so that no id of another run is ever met again: not among the
             # dead letters, nor in the table of a sink that is idempotent by id.
             way = f"{identity.run}/{terms.out}".encode()
@@ -453,13 +407,13 @@ class Engine:
         if inlet is not None:
             self._inputs[link] = inlet = replace(inlet, producers=producers, consumers=consumers)
             self._grow(inlet)
+        sender = self.senders.get(link)
+        if sender is not None:
+            sizes = {"producers": producers, "consumers": consumers, "version": version}
+            sender.resize(replace(sender.terms, **sizes))
         for outlets in self._outlets.values():
             for outlet in outlets:
-                if outlet.sender.terms.index == link:
-                    terms = outlet.sender.terms
-                    outlet.sender.resize(
-                        replace(terms, producers=producers, consumers=consumers, version=version)
-                    )
+                if outlet.sender is sender:
                     outlet.router = outlet.router.resized(consumers, version)
 
     def _grow(self, terms: Terms) -> None:
@@ -480,7 +434,8 @@ class Engine:
     def _receiver(self, terms: Terms, producer: int) -> Receiver:
         inbox, seen = self.inboxes[terms.into], self._seen[terms.index]
         post = self.actions.append
-        receiver = Receiver(self.identity, terms, producer, inbox.pace, seen, self._wish, post)
+        kind = receiver_for(terms)
+        receiver = kind(self.identity, terms, producer, inbox.pace, seen, self._wish, post)
         inbox.add(receiver)
         return receiver
 

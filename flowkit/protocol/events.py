@@ -56,6 +56,7 @@ class Terms:
     this link, which begin a lineage of their own in the journal."""
     version: int = 0
     """How often the key map was changed; in ids, since another map cuts batches differently."""
+    pattern: str = "pipeline"
 
 
 @dataclass(frozen=True, slots=True)

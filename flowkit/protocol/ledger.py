@@ -21,16 +21,21 @@ REASONS = (
     "no room: newest",
     "stopped",
     "link broken",
+    "request failed",
+    "timed out",
+    "server lost",
+    "cancelled",
+    "gap",
 )
 """Why messages are dropped; their order is their place in the row."""
 
 SENT, DELIVERED, DONE, REDELIVERED, DEAD_LETTERED, OWN_SENT, OWN_SETTLED, SENT_BYTES = range(8)
 _REASON = 8
-QUEUED, CREDIT, FULL_NS, WINDOW_NS = range(16, 20)
+QUEUED, CREDIT, FULL_NS, WINDOW_NS = range(20, 24)
 """Beside the books: messages that wait for credit, batches that consumers would take at once,
 nanoseconds that this link has held its producer up, and those of them because its window was used
 up rather than because the consumers took no more."""
-ROW = 20
+ROW = 24
 """Integers in the row of a link."""
 
 

@@ -79,6 +79,7 @@ class InBatch(Work):
         "dropped",
         "copies",
         "first",
+        "sequence",
     )
 
     def __init__(
@@ -87,6 +88,7 @@ class InBatch(Work):
         super().__init__(frame.id, frame.span, frame.cut, settled, frame.born)
         self.receiver = receiver
         self.session = frame.session
+        self.sequence = frame.sequence
         self.count = frame.count
         self.payload = frame.payload
         self.extras = frame.extras

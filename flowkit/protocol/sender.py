@@ -178,6 +178,8 @@ class Sender:
         """Messages a root batch for this link should hold: the least that a live session asks."""
         self.cut = 1
         """Messages that batches made downstream should hold."""
+        self._forgetting = terms.lossy
+        """Whether a batch is forgotten when it is sent."""
 
     # -- what the engine asks ------------------------------------------------------------------
 
@@ -510,7 +512,7 @@ class Sender:
             batch.born,
         )
         batch.attempts += 1
-        if self.terms.lossy:
+        if self._forgetting:
             batch.payload = batch.extras = b""  # forgotten: only its count is kept
         self._say(session, frame)
 
@@ -599,10 +601,19 @@ class Sender:
             batch.work.release()
 
     def _drop(self, session: Session, dead: bool) -> None:
-        """End `session`; what it had not acknowledged goes back to the head of its queue."""
+        """End `session`; what it had not acknowledged goes back to the head of its queue, or is
+        lost."""
         del self._sessions[session.id]
         if self._of_replica.get(session.replica) is session:
             del self._of_replica[session.replica]
+        self._take_back(session, dead)
+        session.unacked = deque()
+        self._adapt()
+        if not dead:
+            self._post(Complain(f"{self.terms.name}: session with replica {session.replica} ended"))
+
+    def _take_back(self, session: Session, dead: bool) -> None:
+        """What `session` had not acknowledged waits again, or is lost."""
         if self.terms.lossy:
             reason = "consumer died" if dead else "link broken"
             for batch in session.unacked:
@@ -611,10 +622,6 @@ class Sender:
         else:
             group = session.replica if self.terms.route != "balance" else 0
             self._queues[group].extendleft(reversed(session.unacked))
-        session.unacked = deque()
-        self._adapt()
-        if not dead:
-            self._post(Complain(f"{self.terms.name}: session with replica {session.replica} ended"))
 
     def _break(self, session: Session, reason: str) -> None:
         self.refuse(session.peer, session.id, reason)

@@ -165,6 +165,24 @@ class Undertaker:
             exc_info=shown if count <= WHOLE else None,
         )
 
+    def refused(self, batch: InBatch, error: BaseException) -> str:
+        """Tell that the question `batch` has no answer; returns what its asker is told."""
+        count = self._told(batch, error)
+        if count <= SHORT or str(count).strip("0") == "1":
+            log.error(
+                "%s.%d: %s: %s (question %s: the asker is told)%s",
+                self._node,
+                self._replica,
+                batch.terms.into,
+                _summary(error),
+                message_id(batch.id, 0),
+                f"; {count:,} like it so far" if count > WHOLE else "",
+                exc_info=(type(error), error, theirs(error))
+                if count <= WHOLE and _lines_of(error)
+                else None,
+            )
+        return _summary(error)
+
     def _raws(self, batch: InBatch, codec: Codec[Any], places: Sequence[int]) -> list[bytes]:
         """The raw bytes of the messages at `places`; a batch is split once, however many fail."""
         if self._split is None or self._split[0] is not batch:

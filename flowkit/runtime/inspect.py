@@ -119,6 +119,7 @@ def _questions(topology: Topology) -> Questions:
                         route=link.route,
                         by=link.by,
                         codec=link.codec,
+                        pattern=link.pattern,
                     )
                 )
     return Questions(nodes, links)

@@ -16,6 +16,8 @@ from typing import Any
 
 import msgspec
 
+from flowkit.calls import Call, Serve
+from flowkit.channels import In
 from flowkit.errors import DeclarationError, SettingsError
 from flowkit.importing import NotImportable, load_module, load_object
 from flowkit.node import NodeInfo, Setting, describe
@@ -215,12 +217,16 @@ def class_facts(use: str, info: NodeInfo) -> ClassFacts:
         use=use,
         doc=info.doc,
         inputs=[
-            ChannelFacts(name, type_name(channel.type), channel.codec)
+            ChannelFacts(name, type_name(channel.type), channel.codec, answer=_answer(channel))
             for name, channel in info.inputs.items()
         ],
         outputs=[
             ChannelFacts(name, type_name(channel.type), channel.codec, channel.key)
             for name, channel in info.outputs.items()
+        ]
+        + [
+            ChannelFacts(name, type_name(call.type), call.codec, answer=_answer(call))
+            for name, call in info.calls.items()
         ],
         settings=[
             SettingFacts(
@@ -234,6 +240,10 @@ def class_facts(use: str, info: NodeInfo) -> ClassFacts:
         source=info.source,
         positions=info.positions,
     )
+
+
+def _answer(channel: In[Any] | Call[Any, Any]) -> str:
+    return type_name(channel.answer) if isinstance(channel, Call | Serve) else ""
 
 
 # -- settings --------------------------------------------------------------------------------

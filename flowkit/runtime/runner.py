@@ -18,6 +18,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
+from flowkit.calls import Serve
 from flowkit.channels import Outbox
 from flowkit.clock import Clock, monotonic
 from flowkit.codecs import Codec, codec_for
@@ -30,6 +31,7 @@ from flowkit.protocol.lineage import Work
 from flowkit.protocol.routing import Router, extractor, itself
 from flowkit.protocol.watch import LOOKS
 from flowkit.runtime import shared
+from flowkit.runtime.asking import Asking
 from flowkit.runtime.confirming import Confirms
 from flowkit.runtime.handling import Ports, StopProject, Undertaker
 from flowkit.runtime.inlet import Inlet, PlainInlet, Shop
@@ -42,6 +44,7 @@ from flowkit.runtime.positions import Positions, call
 from flowkit.runtime.processor import Use
 from flowkit.runtime.replaying import replay
 from flowkit.runtime.resting import COMMANDS, Resting
+from flowkit.runtime.serving import ServeInlet
 from flowkit.runtime.shared import SharedRows
 from flowkit.runtime.sourcing import Outflow, RunDriver, SourceDriver
 from flowkit.runtime.spec import ReplicaSpec, terms_of
@@ -144,9 +147,10 @@ class Runner:
             self._inlet(channel, number) for number, channel in enumerate(self.engine.inboxes, 1)
         ]
         self._meter = Meter(
-            self._gauges, self.engine, self._shop, self._inlets, not spec.outputs, cpu
+            self._gauges, self.engine, self._shop, self._inlets, not info.outputs, cpu
         )
         self._outflow = Outflow(self.engine, self._ports, self._release, self.wake, clock)
+        self._asking = Asking(node, spec.outputs, self.engine, self.wake, self._born)
         forgets = {link.out: link.forgets for link in spec.outputs if link.forgets}
         self._confirms = Confirms(self.engine, self._release, self.wake, self._born, forgets)
         for port in self._ports.ports.values():
@@ -248,6 +252,7 @@ class Runner:
         if self._kit.guard is not None:
             self._kit.guard.stop()
         self._confirms.leave()
+        self._asking.leave()
         self.timers.cancel()
         for handle in (self._beating, self._due):
             if handle is not None:
@@ -287,11 +292,17 @@ class Runner:
 
     def _codec(self, link: Any, out: bool) -> Codec[Any]:
         channel: Any
-        channel = self._info.outputs[link.out] if out else self._info.inputs[link.into]
+        info = self._info
+        channel = {**info.outputs, **info.calls}[link.out] if out else info.inputs[link.into]
         return codec_for(channel.type, link.codec or channel.codec)
 
     def _inlet(self, name: str, number: int) -> Inlet:
         channel = self._info.inputs[name]
+        if isinstance(channel, Serve):
+            mine = [link for link in self.spec.inputs if link.into == name]
+            kind, codec = channel.answer, channel.codec
+            answers = {link.index: codec_for(kind, link.codec or codec) for link in mine}
+            return ServeInlet(self._shop, channel, number, answers)
         if not self._info.handlers[name].coroutine and channel.batch is None:
             return PlainInlet(self._shop, channel, number)
         links = [link for link in self.spec.inputs if link.into == name]
@@ -477,6 +488,7 @@ class Runner:
             self._undurable = []
         self._outflow.flush()
         self._confirms.flush()
+        self._asking.flush()
         self.engine.flush()
         if self._settling is not None and not self._settling.done() and self.engine.settled:
             self._settling.set_result(None)

@@ -74,6 +74,7 @@ def terms_of(link: LinkPlan) -> Terms:
         durable=link.durable,
         origin=link.origin,
         version=link.version,
+        pattern=link.pattern,
     )
 
 

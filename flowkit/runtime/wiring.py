@@ -12,6 +12,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+from flowkit.calls import Serve
 from flowkit.codecs import codec_for
 from flowkit.errors import DeclarationError
 from flowkit.importing import did_you_mean
@@ -22,6 +23,8 @@ from flowkit.topology.facts import Finding, LinkQuestion
 
 def examine_link(link: LinkQuestion, source: NodeInfo, target: NodeInfo) -> list[Finding]:
     """What is wrong with a link between two channels: codec, types of messages, key."""
+    if link.pattern == "request":
+        return _request(link, source, target)
     out, into = source.outputs.get(link.out), target.inputs.get(link.into)
     if out is None or into is None:
         return []
@@ -55,9 +58,46 @@ def examine_link(link: LinkQuestion, source: NodeInfo, target: NodeInfo) -> list
         )
     else:
         findings += _codec(link, spot, codec, (sender, out.type), (receiver, into.type))
-    if link.route == "key":
+    if link.route == "key" or (link.pattern == "pubsub" and link.by):
         findings += _key(link, whole, source, out.key, out.type, sender)
     return findings
+
+
+def _request(link: LinkQuestion, source: NodeInfo, target: NodeInfo) -> list[Finding]:
+    """What is wrong between a `Call` and a `Serve`: questions go one way, answers the other."""
+    call, serve = source.calls.get(link.out), target.inputs.get(link.into)
+    if call is None or not isinstance(serve, Serve):
+        return []  # the pattern does not fit the channels, which is found elsewhere
+    spot: list[str | int] = ["links", link.index]
+    if link.listed:
+        spot += ["to", link.target]
+    asker, server = f"{link.source}.{link.out}", f"{link.into_node}.{link.into}"
+    if link.codec is None and call.codec != serve.codec:
+        text = (
+            f"'{asker}' uses codec {call.codec or 'by type'}, '{server}' {serve.codec or 'by type'}"
+        )
+        return [Finding(spot, "E306", text, "give both the same codec, or the link one")]
+    codec = link.codec or call.codec
+    ways = (
+        ("asks with", asker, call.type, "expects", server, serve.type),
+        ("answers with", server, serve.answer, "expects", asker, call.answer),
+    )
+    for does, sender, sent, wants, receiver, expected in ways:
+        reason = None if codec == "pickle" else mismatch(sent, expected, json=codec == "json")
+        if reason is not None:
+            return [
+                Finding(
+                    spot,
+                    "E304",
+                    f"'{sender}' {does} {type_name(sent)}, '{receiver}' {wants} "
+                    f"{type_name(expected)}",
+                    f"{reason}; make Call and Serve agree",
+                )
+            ]
+        findings = _codec(link, spot, codec, (sender, sent), (receiver, expected))
+        if findings:
+            return findings
+    return []
 
 
 def _qualified(kind: Any) -> str:

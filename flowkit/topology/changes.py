@@ -163,6 +163,8 @@ _LINK = (
     "transport",
     "durable",
     "fsync",
+    "pattern",
+    "topics",
 )
 
 

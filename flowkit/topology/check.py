@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from flowkit.errors import Problem
 from flowkit.importing import did_you_mean, suggest
-from flowkit.topology import names
+from flowkit.topology import names, patterns
 from flowkit.topology.facts import Inspection
 from flowkit.topology.model import LinkModel, Topology
 from flowkit.topology.source import Path, Place
@@ -82,6 +82,7 @@ class _Graph:
         self.problems: list[Problem] = []
         self._edges: dict[str, dict[str, Place]] = {}
         self._seen: dict[tuple[str, str], Place] = {}
+        self._asks: dict[str, Place] = {}
         self._used: set[tuple[str, str, str]] = set()
         # Nodes that a misspelt end most probably meant: not also reported as unconnected.
         self._excused: set[str] = set()
@@ -111,14 +112,15 @@ class _Graph:
                 "durable keeps messages until they are done, and delivery: at-most-once does not",
                 "remove one of the two",
             )
-        if link.fsync != "group" and not link.durable:
+        if link.fsync != "group" and not link.durable and link.pattern == "pipeline":
             self._say(
                 marks.key((*at, "fsync")),
                 "E115",
                 "'fsync' has no meaning without a journal",
                 "add 'durable: true', or remove 'fsync'",
             )
-        if link.by is not None and link.route != "key":
+        patterns.options(self.topology, index, link, self._say)
+        if link.by is not None and link.route != "key" and link.pattern == "pipeline":
             self._say(
                 marks.key((*at, "by")),
                 "E115",
@@ -135,6 +137,7 @@ class _Graph:
 
     def link(self, index: int) -> None:
         """The ends of one link."""
+        link = self.topology.links[index]
         source, targets = ends(self.topology, index)
         if source is None:
             self._excuse(self.topology.marks.value(("links", index, "from")))
@@ -161,6 +164,8 @@ class _Graph:
                 )
                 continue
             self._seen[pair] = place
+            if not self._fits(link, source, target, place):
+                continue
             if source.node == target.node:
                 self._say(
                     place,
@@ -170,6 +175,26 @@ class _Graph:
                 )
             else:
                 self._edges.setdefault(source.node, {}).setdefault(target.node, place)
+
+    def _fits(self, link: LinkModel, source: End, target: End, place: Place) -> bool:
+        """Whether the channels are of the kind that the link's pattern joins; reports it if not."""
+        sending, taking = self.classes.get(source.node), self.classes.get(target.node)
+        out = sending and sending.channel("out", source.channel)
+        into = taking and taking.channel("in", target.channel)
+        if not out or not into:
+            return True
+        ends = (str(source), out), (str(target), into)
+        if not patterns.channels(place, link, *ends, self._say):
+            return False
+        before = self._asks.setdefault(str(source), place) if out.answer else place
+        if before is not place:
+            self._say(
+                place,
+                "E209",
+                f"'{source}' asks another node already: {before}",
+                "a question has one answer: declare a Call for each, or link to one of them",
+            )
+        return before is place
 
     def _excuse(self, place: Place) -> None:
         """The nodes that are named in an end that cannot be read were meant to be connected."""
@@ -285,5 +310,7 @@ class _Graph:
                         place,
                         "E207",
                         f"output '{name}.{channel.name}' is connected to nothing",
-                        f"what it sends would be lost; add a link from {name}.{channel.name}",
+                        "nobody would answer; add a link with pattern: request"
+                        if channel.answer
+                        else f"what it sends would be lost; add a link from {name}.{channel.name}",
                     )

@@ -72,7 +72,10 @@ def describe(link: LinkModel) -> str:
 
 
 def route(link: LinkModel) -> str:
-    """How a link chooses the replica."""
+    """How a link chooses the replica; its pattern, where that says it."""
+    if link.pattern != "pipeline":
+        topics = f" {' '.join(link.topics)}" if link.topics else ""
+        return link.pattern + topics
     return f"key {link.by}" if link.route == "key" and link.by else link.route
 
 

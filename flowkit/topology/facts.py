@@ -17,6 +17,8 @@ class ChannelFacts(Struct, frozen=True):
     type: str
     codec: str | None = None
     key: str | None = None
+    answer: str = ""
+    """Of a `Call` or a `Serve`: the type of its answers."""
 
 
 class SettingFacts(Struct, frozen=True):
@@ -41,8 +43,12 @@ class ClassFacts(Struct, frozen=True):
 
     def has(self, direction: str, channel: str) -> bool:
         """Whether it has this channel; `direction` is ``in`` or ``out``."""
+        return self.channel(direction, channel) is not None
+
+    def channel(self, direction: str, name: str) -> ChannelFacts | None:
+        """That channel, or None."""
         channels = self.inputs if direction == "in" else self.outputs
-        return any(one.name == channel for one in channels)
+        return next((one for one in channels if one.name == name), None)
 
 
 class Finding(Struct, frozen=True):
@@ -83,6 +89,7 @@ class LinkQuestion(Struct, frozen=True):
     route: str
     by: str | None
     codec: str | None
+    pattern: str = "pipeline"
 
 
 class Questions(Struct, frozen=True):

@@ -328,9 +328,13 @@ class LinkModel(Part):
         description="The input, as node.channel, or a list of inputs; each gets every message."
     )
     pattern: Annotated[
-        Literal["pipeline"],
-        BeforeValidator(_choice("pipeline", later=("pubsub", "request", "pair"))),
-    ] = Field("pipeline", description="How messages travel.")
+        Literal["pipeline", "pubsub", "request", "pair"],
+        BeforeValidator(_choice("pipeline", "pubsub", "request", "pair")),
+    ] = Field(
+        "pipeline",
+        description="How messages travel: shared out, published to all who subscribe, asked and "
+        "answered, or between exactly two.",
+    )
     route: Annotated[
         Literal["balance", "key", "broadcast"],
         BeforeValidator(_choice("balance", "key", "broadcast")),
@@ -339,7 +343,14 @@ class LinkModel(Part):
         description="Which replica gets a message: the least loaded, the one of its key, or all.",
     )
     by: Annotated[str | None, BeforeValidator(_by)] = Field(
-        None, description="With route: key, the field or attribute path that is the key."
+        None,
+        description="With route: key or pattern: pubsub, the field or attribute path that is the "
+        "key.",
+    )
+    topics: list[Text] = Field(
+        default_factory=list,
+        description="With pattern: pubsub, the beginnings of the keys that are subscribed to; "
+        "by default all messages.",
     )
     delivery: Annotated[
         Literal["at-least-once", "at-most-once"],
@@ -389,7 +400,7 @@ class Top(Part):
 
 KNOWN_LATER = {
     "node": {"external": "nodes attached by an embedding application"},
-    "link": {"topics": "pub/sub links"},
+    "link": {},
     "top": {"endpoints": "foreign ZeroMQ peers"},
 }
 """Keys that belong to the format, but to features that this version does not have."""

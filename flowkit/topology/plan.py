@@ -23,6 +23,10 @@ DEFAULT_WINDOW_BYTES = 64 * 1024 * 1024
 """Bytes in flight on a link before its producers are paused, whichever limit comes first."""
 
 
+FORGETTING = ("request", "pubsub")
+"""Patterns whose links deliver at most once."""
+
+
 class RestartPlan(Struct, frozen=True):
     """When a replica that ended is started again. Times are in seconds; `max` None: no limit."""
 
@@ -88,6 +92,9 @@ class LinkPlan(Struct, frozen=True):
     """With `durable`: origin number of the journal of the producer's replica 0."""
     version: int = 0
     """How often the key map was changed while the project ran."""
+    pattern: str = "pipeline"
+    topics: list[str] = field(default_factory=list)
+    """With ``pubsub``: the prefixes of the keys that are subscribed to; empty: all messages."""
     forgets: str = ""
     """The name of a link, this one or one below it, that forgets what it has sent: nobody learns
     there whether a message is done. Empty if there is none."""
@@ -179,7 +186,7 @@ def _links(topology: Topology, inspection: Inspection, origin: int) -> list[Link
                     window=window,
                     window_bytes=window_bytes,
                     codec=model.codec,
-                    delivery=model.delivery,
+                    delivery="at-most-once" if model.pattern in FORGETTING else model.delivery,
                     when_full=model.when_full,
                     transport=model.transport,
                     producers=topology.nodes[source].replicas,
@@ -187,6 +194,8 @@ def _links(topology: Topology, inspection: Inspection, origin: int) -> list[Link
                     durable=model.durable,
                     fsync=model.fsync,
                     origin=origin if model.durable else 0,
+                    pattern=model.pattern,
+                    topics=model.topics,
                 )
             )
             if model.durable:
@@ -203,7 +212,7 @@ def forgetting(links: list[LinkPlan]) -> list[LinkPlan]:
 
     def look(link: LinkPlan) -> str:
         if link.index not in known:
-            if link.delivery == "at-most-once":
+            if link.delivery == "at-most-once" and link.pattern != "request":
                 known[link.index] = link.name
             elif link.durable:
                 known[link.index] = ""  # what is in the journal counts as done

@@ -22,6 +22,7 @@ from flowkit.report import LinkReport, Report
 from flowkit.store import DeadLetter, Store
 from flowkit.supervisor import Silent, Supervisor
 from flowkit.topology.plan import (
+    FORGETTING,
     ErrorPolicy,
     LinkPlan,
     NodePlan,
@@ -109,6 +110,8 @@ def make_plan(
             "when_full": "block",
             "transport": "auto",
         }
+        if options.get("pattern") in FORGETTING:
+            options["delivery"] = "at-most-once"
         if options.get("route") == "key" and options.get("by") is None:
             options["by"] = classes[source].__flowkit__.outputs[out].key
         made.append(

@@ -1,0 +1,130 @@
+"""The questions of one replica: from `Call` ports to the links, and their answers back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from flowkit.channels import Headers, current_outboxes
+from flowkit.codecs import Codec, codec_for, encode_extras
+from flowkit.errors import HandlerFailed, RequestError, RequestTimeout, SendError, ServerLost
+from flowkit.message import Key, whole
+from flowkit.node import Node
+from flowkit.protocol.asking import Asker, Outcome, Question
+from flowkit.protocol.engine import Engine, Phase
+from flowkit.topology.plan import LinkPlan
+
+WHY = 2000
+"""Characters of a server's reason that are shown."""
+
+
+class Asking:
+    """What the `Call` channels of `node` ask. `born` tells the time, as a root's."""
+
+    def __init__(
+        self,
+        node: Node,
+        links: Sequence[LinkPlan],
+        engine: Engine,
+        wake: Callable[[], None],
+        born: Callable[[], int],
+    ) -> None:
+        self._engine = engine
+        self._wake = wake
+        self._born = born
+        self._loop = asyncio.get_running_loop()
+        self._rested: list[asyncio.Future[None]] = []
+        self._open: dict[Question, Asker] = {}
+        self._left = False
+        for name, channel in node.__flowkit__.calls.items():
+            link = next((link for link in links if link.out == name), None)
+            if link is None:
+                continue
+            asker = engine.senders[link.index]
+            assert isinstance(asker, Asker)
+            codec = link.codec or channel.codec
+            codecs = codec_for(channel.type, codec), codec_for(channel.answer, codec)
+            getattr(node, name).attach(partial(self._ask, name, asker, *codecs))
+
+    async def _ask(
+        self,
+        name: str,
+        asker: Asker,
+        questions: Codec[Any],
+        answers: Codec[Any],
+        message: Any,
+        key: Key,
+        headers: Headers | None,
+        timeout: float,
+        retries: int,
+    ) -> Any:
+        if asyncio.get_running_loop() is not self._loop:
+            raise SendError(f"{name}.ask() on another event loop than the replica's")
+        payload = questions.encode([message])
+        extras = encode_extras(
+            None if key is None else [key], None if headers is None else [headers]
+        )
+        target = asker.terms.target
+        done: asyncio.Future[None] = self._loop.create_future()
+        late = self._loop.call_later(timeout, _resolve, done)
+        question: Question | None = None
+        try:
+            # What runs by itself waits while the project is changed; a handler comes to its end.
+            while self._engine.paused and current_outboxes.get() is None and not done.done():
+                await self._rest(done)
+            if self._left or self._engine.phase not in (Phase.OPEN, Phase.FINISHING):
+                raise SendError(f"{name}.ask(): the stream of this replica has ended")
+            question = asker.ask(payload, extras, retries, lambda _: _resolve(done), self._born())
+            self._open[question] = asker
+            self._wake()
+            await done
+        finally:
+            late.cancel()
+            if question is not None:
+                del self._open[question]
+                late_now = done.done() and not done.cancelled()
+                asker.expire(question, Outcome.TIMED_OUT if late_now else Outcome.CANCELLED)
+                self._wake()
+        server = f"{target}.{question.server}" if question.server >= 0 else ""
+        if question.outcome is Outcome.ANSWERED:
+            (answer,) = answers.decode(question.answer, 1)
+            return answer
+        if question.outcome is Outcome.FAILED:
+            raise HandlerFailed(f"{server}: {_reason(question)}", server)
+        if question.outcome is Outcome.LOST:
+            raise ServerLost(f"{server} died with the question in hand", server)
+        if question.outcome is Outcome.CANCELLED:
+            raise RequestError("the replica that asked has ended before the answer came", server)
+        where = f"{server} has it in hand" if server else f"no replica of {target} was free"
+        raise RequestTimeout(f"no answer within {timeout:g} s: {where}", server)
+
+    async def _rest(self, done: asyncio.Future[None]) -> None:
+        rested = self._loop.create_future()
+        self._rested.append(rested)
+        await asyncio.wait({rested, done}, return_when=asyncio.FIRST_COMPLETED)
+
+    def flush(self) -> None:
+        """Once a turn of the loop: who waited for the end of a change goes on."""
+        if self._rested and (not self._engine.paused or self._left):
+            rested, self._rested = self._rested, []
+            for one in rested:
+                _resolve(one)
+
+    def leave(self) -> None:
+        """The replica ends: whoever still waits is told."""
+        self._left = True
+        for question, asker in list(self._open.items()):
+            asker.expire(question, Outcome.CANCELLED)
+        self.flush()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _reason(question: Question) -> str:
+    text = bytes(whole(question.answer)).decode(errors="replace")
+    return text if len(text) <= WHY else f"{text[:WHY]}..."
