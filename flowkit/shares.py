@@ -50,7 +50,7 @@ def link_counters(books: ReplicaBooks) -> dict[int, list[float]]:
 
 def no_room(entry: Entry) -> int:
     """Messages that were dropped because a link was full."""
-    return sum(count for why, count in entry.dropped.items() if why.startswith("no room"))
+    return sum(count for why, count in entry.dropped.items() if why.startswith(("no room", "gap")))
 
 
 def whole(books: Mapping[Key, ReplicaBooks], now: float, began: float | None = None) -> Changes:

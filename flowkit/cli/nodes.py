@@ -61,7 +61,7 @@ def as_dict(one: ClassFacts) -> dict[str, object]:
 
 
 def _channel(channel: ChannelFacts) -> dict[str, object]:
-    found = {"name": channel.name, "type": channel.type, "codec": channel.codec}
+    found: dict[str, object] = {"name": channel.name, "type": channel.type, "codec": channel.codec}
     return {**found, "answer": channel.answer} if channel.answer else found
 
 

@@ -409,8 +409,8 @@ class Engine:
             self._grow(inlet)
         sender = self.senders.get(link)
         if sender is not None:
-            sizes = {"producers": producers, "consumers": consumers, "version": version}
-            sender.resize(replace(sender.terms, **sizes))
+            terms = sender.terms
+            sender.resize(replace(terms, producers=producers, consumers=consumers, version=version))
         for outlets in self._outlets.values():
             for outlet in outlets:
                 if outlet.sender is sender:

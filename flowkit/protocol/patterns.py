@@ -7,13 +7,16 @@ from collections import deque
 from flowkit.protocol.asking import Answerer, Asker, Steps
 from flowkit.protocol.batching import Pace
 from flowkit.protocol.events import Terms
+from flowkit.protocol.publishing import Publisher
 from flowkit.protocol.receiver import InBatch, Receiver, State
 from flowkit.protocol.sender import Sender
+
+_SENDERS: dict[str, type[Sender]] = {"request": Asker, "pubsub": Publisher}
 
 
 def sender_for(terms: Terms) -> type[Sender]:
     """What a producer's end of the link is."""
-    return Asker if terms.pattern == "request" else Sender
+    return _SENDERS.get(terms.pattern, Sender)
 
 
 def receiver_for(terms: Terms) -> type[Receiver]:

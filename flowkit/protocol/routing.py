@@ -96,6 +96,13 @@ class Router:
         """The replica that has `key`."""
         return slot_of(key) % self.groups
 
+    def key_of(self, message: Any) -> Key:
+        """The key of a message that was sent without one. Raises `EncodeError` if it has none."""
+        try:
+            return self._by(message)
+        except Exception as error:  # the message's own code, which may raise anything
+            raise EncodeError(f"no key in {type(message).__name__}: {error!r}") from None
+
     def _by_key(
         self,
         messages: list[Any],
@@ -108,10 +115,7 @@ class Router:
         for place, message in enumerate(messages):
             key = keys[place] if keys is not None else None
             if key is None:
-                try:
-                    key = self._by(message)
-                except Exception as error:  # the message's own code, which may raise anything
-                    raise EncodeError(f"no key in {type(message).__name__}: {error!r}") from None
+                key = self.key_of(message)
             if type(key) is str:
                 # Words repeat: a look-up is four times faster than packing and hashing the key.
                 group = known.get(key)

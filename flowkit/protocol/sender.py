@@ -642,13 +642,16 @@ class Sender:
             queue = self._queues[group]
             while queue and not self._fits(group, batch):
                 oldest = queue.popleft()
-                self.books.dropped(oldest.count, "no room: oldest", oldest.own)
+                self._lose(oldest, "no room: oldest")
                 self._forget(oldest)
             if self._fits(group, batch):
                 return False
         # What is under way alone fills the window: there is nothing older left to drop.
-        self.books.dropped(batch.count, "no room: newest", batch.own)
+        self._lose(batch, "no room: newest")
         return True
+
+    def _lose(self, batch: OutBatch, reason: str) -> None:
+        self.books.dropped(batch.count, reason, batch.own)
 
     def _fits(self, group: int, batch: OutBatch) -> bool:
         messages, size = self._held[group]

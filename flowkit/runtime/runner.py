@@ -28,6 +28,7 @@ from flowkit.protocol import control, events
 from flowkit.protocol.engine import Engine, Phase, Unsendable
 from flowkit.protocol.ledger import ROW, Books
 from flowkit.protocol.lineage import Work
+from flowkit.protocol.publishing import Topics
 from flowkit.protocol.routing import Router, extractor, itself
 from flowkit.protocol.watch import LOOKS
 from flowkit.runtime import shared
@@ -288,6 +289,8 @@ class Runner:
 
     def _router(self, link: Any) -> Router:
         by = extractor(link.by) if link.by else itself
+        if link.pattern == "pubsub":
+            return Topics(link.consumers, by, link.topics, link.version)
         return Router(link.route, link.consumers, by, link.version)
 
     def _codec(self, link: Any, out: bool) -> Codec[Any]:

@@ -74,7 +74,10 @@ def refusals(plan: Plan, replicas: Mapping[str, int], lose_state: bool) -> list[
 def _links_refuse(plan: Plan, name: str) -> list[Refusal]:
     found = []
     for link in plan.links:
-        if link.durable and link.source == name:
+        if link.pattern == "pair" and name in (link.source, link.target):
+            text = f"{link.name} is a pair: {name} has one replica"
+            found.append((text, "use pattern: pipeline for several"))
+        elif link.durable and link.source == name:
             text = (
                 f"{link.name} is durable: each replica of {name} keeps a journal of what it has "
                 "sent, which would be left without an owner"

@@ -12,6 +12,7 @@ from flowkit.importing import did_you_mean, suggest
 from flowkit.topology import names, patterns
 from flowkit.topology.facts import Inspection
 from flowkit.topology.model import LinkModel, Topology
+from flowkit.topology.plan import FORGETTING
 from flowkit.topology.source import Path, Place
 
 MAX_ALL_REPLICAS = 65_535
@@ -97,7 +98,11 @@ class _Graph:
         """Keys of a link that exclude or need each other."""
         marks = self.topology.marks
         at: Path = ("links", index)
-        if link.when_full != "block" and link.delivery != "at-most-once":
+        if (
+            link.when_full != "block"
+            and link.delivery != "at-most-once"
+            and link.pattern not in FORGETTING
+        ):
             self._say(
                 marks.value((*at, "when_full")),
                 "E115",

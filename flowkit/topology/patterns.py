@@ -20,7 +20,7 @@ _USELESS: dict[str, tuple[tuple[str, ...], str]] = {
         "asker says so (retries=)",
     ),
     "pubsub": (
-        ("route", "delivery", "durable", "fsync", "when_full"),
+        ("route", "delivery", "durable", "fsync"),
         "every subscriber gets what it has subscribed to, at most once, and a slow one misses some",
     ),
     "pair": (("route", "by"), "a pair has one replica at each end"),
@@ -41,6 +41,13 @@ def options(topology: Topology, index: int, link: LinkModel, say: Say) -> None:
                 f"'{key}' has no meaning with pattern: {link.pattern}",
                 f"remove it: {why}",
             )
+    if link.pattern == "pubsub" and (*at, "when_full") in marks.keys and link.when_full == "block":
+        say(
+            marks.value((*at, "when_full")),
+            "E115",
+            "a publisher waits for nobody: 'when_full: block' has no meaning with pattern: pubsub",
+            "use drop-newest (the default there) or drop-oldest, and a larger window",
+        )
     if link.topics and link.pattern != "pubsub":
         say(
             marks.key((*at, "topics")),

@@ -170,6 +170,7 @@ def _links(topology: Topology, inspection: Inspection, origin: int) -> list[Link
         source, out = model.from_.split(".", 1)
         window, window_bytes = window_of(model)
         outputs = inspection.classes[source].outputs
+        keyed = model.route == "key" or model.pattern == "pubsub"
         declared = next((output.key for output in outputs if output.name == out), None)
         for to in model.to:
             target, into = to.split(".", 1)
@@ -181,13 +182,13 @@ def _links(topology: Topology, inspection: Inspection, origin: int) -> list[Link
                     out=out,
                     target=target,
                     into=into,
-                    route=model.route,
-                    by=model.by or (declared if model.route == "key" else None),
+                    route="broadcast" if model.pattern == "pubsub" else model.route,
+                    by=model.by or (declared if keyed else None),
                     window=window,
                     window_bytes=window_bytes,
                     codec=model.codec,
                     delivery="at-most-once" if model.pattern in FORGETTING else model.delivery,
-                    when_full=model.when_full,
+                    when_full=_when_full(model),
                     transport=model.transport,
                     producers=topology.nodes[source].replicas,
                     consumers=topology.nodes[target].replicas,
@@ -201,6 +202,12 @@ def _links(topology: Topology, inspection: Inspection, origin: int) -> list[Link
             if model.durable:
                 origin += topology.nodes[source].replicas
     return forgetting(links)
+
+
+def _when_full(link: LinkModel) -> str:
+    """A publisher waits for no subscriber; like its ZeroMQ namesake it drops the newest."""
+    wait = link.pattern == "pubsub" and link.when_full == "block"
+    return "drop-newest" if wait else link.when_full
 
 
 def forgetting(links: list[LinkPlan]) -> list[LinkPlan]:

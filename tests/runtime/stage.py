@@ -112,6 +112,9 @@ def make_plan(
         }
         if options.get("pattern") in FORGETTING:
             options["delivery"] = "at-most-once"
+        if options.get("pattern") == "pubsub":
+            options = {"route": "broadcast", "when_full": "drop-newest", **options}
+            options["by"] = options.get("by") or classes[source].__flowkit__.outputs[out].key
         if options.get("route") == "key" and options.get("by") is None:
             options["by"] = classes[source].__flowkit__.outputs[out].key
         made.append(
