@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from examples import load_balancer
+from examples import load_balancer, pubsub_fanout
 from flowkit.runtime.shared import HANDLER
 from tests.e2e.harness import ROOT, Place
 
@@ -59,3 +60,37 @@ def test_a_worker_that_is_killed_with_a_question_in_hand_still_answers_the_clien
     assert (asked["sent"], asked["done"], asked["redelivered"]) == (1, 1, 1)
     clients = result.link("client.factorize -> broker.factorize")
     assert (clients["done"], clients["redelivered"]) == (1, 0)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("options", [(), ("--in-process",)], ids=["processes", "in process"])
+def test_the_fanout_publishes_to_each_what_it_has_subscribed_to(
+    place: Place, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "a.py").write_text("class A:\n    def one(self): ...\n    def two(self): ...\n")
+    (tmp_path / "below" / "b.py").write_text("def broken(:\n")
+    (tmp_path / "notes.rst").write_text("four words\nare here\n")
+    (tmp_path / "raw.md").write_bytes(b"\xff\xfe no text")
+    (tmp_path / "data.json").write_text("{}\n")
+    (tmp_path / ".hidden.py").write_text("hidden = 1\n")
+    env = {"ROOT": str(tmp_path)}
+    result = place.up(TOPOLOGIES / "pubsub_fanout.yaml", *options, env=env).wait()
+    result.check_drained()
+    assert len(pubsub_fanout.documents(str(tmp_path))) == 4
+    assert result.printed("python.0") == [
+        "   2 methods in a.py: A",
+        "2 Python files (1 broken), 2 functions, 1 classes",
+    ]
+    assert result.printed("prose.0") == ["     4 words in notes.rst", "4 words in 1 texts"]
+    assert result.printed("audit.0") == [
+        "       4 lines of .py",
+        "       2 lines of .rst",
+        "       1 lines of .json",
+    ]
+    sent = {link["to"]: (link["sent"], link["dropped"]) for link in result.report["links"]}
+    assert sent == {
+        "python.documents": (2, {}),
+        "prose.documents": (1, {}),
+        "audit.documents": (4, {}),
+    }

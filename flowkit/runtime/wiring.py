@@ -26,7 +26,7 @@ def examine_link(link: LinkQuestion, source: NodeInfo, target: NodeInfo) -> list
     if link.pattern == "request":
         return _request(link, source, target)
     out, into = source.outputs.get(link.out), target.inputs.get(link.into)
-    if out is None or into is None:
+    if out is None or into is None or isinstance(into, Serve):
         return []
     whole: list[str | int] = ["links", link.index]
     spot = [*whole, "to", link.target] if link.listed else whole

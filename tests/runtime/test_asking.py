@@ -436,3 +436,63 @@ def test_a_node_that_nobody_runs_is_told_who_answers() -> None:
         assert await node.square.ask(1) == -1  # type: ignore[attr-defined]
 
     asyncio.run(whole())
+
+
+def test_servers_are_scaled_and_restarted_while_they_are_asked(stage: Any, on_loop: Any) -> None:
+    """Nobody who asks notices: neither a handler nor a `run()`."""
+    served: set[int] = set()
+    answers: list[int] = []
+
+    async def whole() -> None:
+        over = asyncio.Event()
+
+        class Serves(Node):
+            square = Serve(int, int, concurrency=2)
+
+            async def on_square(self, number: int) -> int:
+                served.add(self.replica)
+                await asyncio.sleep(0)
+                return number * number
+
+        class Asks(Node):
+            x = In(int, concurrency=4)
+            square = Call(int, int)
+
+            async def on_x(self, number: int) -> None:
+                answers.append(await self.square.ask(number))
+
+        class Runs(Node):
+            out = Out(int)
+            square = Call(int, int)
+
+            async def run(self) -> None:
+                number = 0
+                while not over.is_set():
+                    assert await self.square.ask(number) == number * number
+                    self.out.send(number)
+                    await self.out.room()
+                    number += 1
+
+        links = [link("r.square -> s.square", pattern="request"), ASKS, "r.out -> a.x"]
+        async with stage({"r": Runs, "a": Asks, "s": Serves}, links) as one:
+            await asyncio.wait_for(one.all_ready.wait(), 10)
+            for step in (
+                one.supervisor.scale({"s": 3}),
+                one.supervisor.restart("s"),
+                one.supervisor.scale({"s": 1, "a": 2}),
+                one.supervisor.restart("a"),
+            ):
+                await asyncio.wait_for(step, 10)
+                before = len(answers)
+                while len(answers) < before + 20:
+                    await asyncio.sleep(0)
+            over.set()
+            report = await one.wait()
+        assert report.exit == 0 and report.balanced
+        for name in ("r.square -> s.square", "a.square -> s.square"):
+            entry = books(report, name).entry
+            assert entry.sent == entry.done == entry.delivered > 20 and not entry.dropped
+
+    on_loop(whole())
+    assert sorted(answers) == [number * number for number in range(len(answers))]
+    assert served == {0, 1, 2}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from flowkit import In, Node, Out
+from flowkit.errors import RequestFailed
 from tests.runtime.stage import Part, books, collect, link
 
 
@@ -155,9 +156,7 @@ def test_a_subscriber_that_is_away_misses_what_is_published_meanwhile(
     on_loop(whole())
 
 
-def test_one_that_joins_late_gets_what_is_published_from_then_on(
-    stage: Any, on_loop: Any
-) -> None:
+def test_one_that_joins_late_gets_what_is_published_from_then_on(stage: Any, on_loop: Any) -> None:
     got: dict[int, list[str]] = {0: [], 1: []}
 
     async def whole() -> None:
@@ -189,3 +188,27 @@ def test_one_that_joins_late_gets_what_is_published_from_then_on(
 
     on_loop(whole())
     assert got == {0: ["early", "late"], 1: ["late"]}
+
+
+def test_a_pair_is_a_pipeline_that_is_not_scaled(stage: Any, on_loop: Any) -> None:
+    got: list[str] = []
+
+    async def whole() -> None:
+        over = asyncio.Event()
+
+        async def run(self: Any) -> None:
+            for number in range(100):
+                self.news.send(str(number))
+            await over.wait()
+
+        parts = {"p": publisher(run), "s": collect(got, str)}
+        async with stage(parts, [link("p.news -> s.x", pattern="pair")]) as one:
+            await asyncio.wait_for(one.all_ready.wait(), 10)
+            with pytest.raises(RequestFailed, match="p.news -> s.x is a pair: s has one replica"):
+                await one.supervisor.scale({"s": 2})
+            over.set()
+            report = await one.wait()
+        assert books(report, "p.news -> s.x").entry.done == 100
+
+    on_loop(whole())
+    assert got == [str(number) for number in range(100)]

@@ -95,10 +95,10 @@ def test_accepted(data: Any, validator: Any) -> None:
         link(window=0),
         link(window="64"),
         link(route="random"),
-        link(pattern="pubsub"),
+        link(pattern="pubsup"),
         link(codec="xml"),
         link(by="a b"),
-        link(topics=[]),
+        link(topics="a"),
     ],
     ids=str,
 )

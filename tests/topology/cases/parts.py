@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from flowkit.calls import Call, Serve
 from flowkit.channels import In, Out
 from flowkit.node import Node, Source, every
 
@@ -141,3 +142,27 @@ class Failing(Node):
 
 class Helper:
     """No node."""
+
+
+class Asks(Node):
+    """Asks for users."""
+
+    lines = In(str)
+    lookup = Call(str, User)
+    other = Call(int, Row)
+
+    async def on_lines(self, line: str) -> None:
+        await self.lookup.ask(line)
+
+
+class Serves(Node):
+    """Answers with users, and with rows."""
+
+    lookup = Serve(str, User)
+    rows = Serve(int, Row)
+
+    def on_lookup(self, name: str) -> User:
+        return User(name)
+
+    def on_rows(self, number: int) -> Row:
+        return Row(number, "nobody")
