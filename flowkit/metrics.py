@@ -226,7 +226,9 @@ class _Judge:
             return "cores", "make its handler faster, or give it more cores: all are in use"
         keyed = any(link.route == "key" for link in self._into(node))
         ways = [f"scale {name}"]
-        if node.stateful and not keyed:
+        if all(link.route == "broadcast" for link in self._into(node)):
+            ways = ["make its handler faster"]  # more replicas would each get everything as well
+        elif node.stateful and not keyed:
             ways = [f"scale {name}, with route: key on its input, or make its handler faster"]
         ends = not any(link.source == name for link in self._links)
         if not self._awake(node):

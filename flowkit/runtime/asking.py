@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from flowkit.channels import Headers, current_outboxes
 from flowkit.codecs import Codec, codec_for, encode_extras
-from flowkit.errors import HandlerFailed, RequestError, RequestTimeout, SendError, ServerLost
-from flowkit.message import Key, whole
-from flowkit.node import Node
+from flowkit.errors import (
+    HandlerFailed,
+    MessageTooLarge,
+    RequestError,
+    RequestTimeout,
+    SendError,
+    ServerLost,
+)
+from flowkit.message import Key, Payload, whole
 from flowkit.protocol.asking import Asker, Outcome, Question
-from flowkit.protocol.engine import Engine, Phase
+from flowkit.protocol.engine import MESSAGE_BYTES, Phase
+from flowkit.runtime.inlet import Shop
 from flowkit.topology.plan import LinkPlan
 
 WHY = 2000
@@ -21,19 +29,22 @@ WHY = 2000
 
 
 class Asking:
-    """What the `Call` channels of `node` ask. `born` tells the time, as a root's."""
+    """What the `Call` channels of the node ask. `born` tells the time, as a root's; `accrue` is
+    called before the number of handlers changes that wait for answers."""
 
     def __init__(
         self,
-        node: Node,
+        shop: Shop,
         links: Sequence[LinkPlan],
-        engine: Engine,
-        wake: Callable[[], None],
         born: Callable[[], int],
+        accrue: Callable[[], None],
     ) -> None:
-        self._engine = engine
-        self._wake = wake
+        node = shop.node
+        self._engine = engine = shop.engine
+        self._wake = shop.wake
+        self._waiting = shop.asking
         self._born = born
+        self._accrue = accrue
         self._loop = asyncio.get_running_loop()
         self._rested: list[asyncio.Future[None]] = []
         self._open: dict[Question, Asker] = {}
@@ -63,6 +74,7 @@ class Asking:
         if asyncio.get_running_loop() is not self._loop:
             raise SendError(f"{name}.ask() on another event loop than the replica's")
         payload = questions.encode([message])
+        check_size(payload)
         extras = encode_extras(
             None if key is None else [key], None if headers is None else [headers]
         )
@@ -79,7 +91,8 @@ class Asking:
             question = asker.ask(payload, extras, retries, lambda _: _resolve(done), self._born())
             self._open[question] = asker
             self._wake()
-            await done
+            with self._not_working():
+                await done
         finally:
             late.cancel()
             if question is not None:
@@ -100,6 +113,24 @@ class Asking:
         where = f"{server} has it in hand" if server else f"no replica of {target} was free"
         raise RequestTimeout(f"no answer within {timeout:g} s: {where}", server)
 
+    @contextmanager
+    def _not_working(self) -> Iterator[None]:
+        """The handler that asks, if it is one, waits."""
+        boxes = current_outboxes.get()
+        if boxes is None:
+            yield
+            return
+        handler = id(boxes)
+        self._accrue()
+        self._waiting[handler] += 1
+        try:
+            yield
+        finally:
+            self._accrue()
+            self._waiting[handler] -= 1
+            if not self._waiting[handler]:
+                del self._waiting[handler]
+
     async def _rest(self, done: asyncio.Future[None]) -> None:
         rested = self._loop.create_future()
         self._rested.append(rested)
@@ -118,6 +149,14 @@ class Asking:
         for question, asker in list(self._open.items()):
             asker.expire(question, Outcome.CANCELLED)
         self.flush()
+
+
+def check_size(payload: Payload) -> None:
+    """Raise MessageTooLarge for a question or an answer that is too large for a frame."""
+    size = len(payload)
+    if size > MESSAGE_BYTES:
+        text = f"a message of {size:,} bytes; the limit is {MESSAGE_BYTES:,}"
+        raise MessageTooLarge(text, size, MESSAGE_BYTES)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

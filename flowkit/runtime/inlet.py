@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from operator import length_hint
@@ -71,6 +72,13 @@ class Shop:
     busy: float = 0.0
     """Seconds spent in handlers."""
     handled: int = 0
+    asking: Counter[int] = field(default_factory=Counter)
+    """Handlers, by the identity of their outboxes, and how many answers each waits for: that is
+    not their own work."""
+
+    def at_work(self, running: int) -> int:
+        """How many of the `running` coroutine handlers do not wait for answers."""
+        return max(0, running - len(self.asking))
 
     def isolate(self, batch: InBatch, places: Iterable[int]) -> set[int]:
         """Give up the poisoned messages among those at `places`; returns their places."""

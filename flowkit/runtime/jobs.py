@@ -186,7 +186,7 @@ class JobInlet(Inlet):
 
     def accrue(self, now: float) -> None:
         # Fully busy is who has all the handlers at work that it may have.
-        self.shop.busy += (now - self._looked) * self._working / self._limit
+        self.shop.busy += (now - self._looked) * self.shop.at_work(self._working) / self._limit
         self._looked = now
 
     def knob(self) -> str:

@@ -80,8 +80,7 @@ class Meter:
             waited, paused = gauges[shared.WAITING_NS] / 1e9, pauses.seconds(now)
             self._shop.busy = max(0.0, now - since - max(waited, paused))
             gauges[shared.INPUT_NS] = max(gauges[shared.INPUT_NS], int((paused - waited) * 1e9))
-        for inlet in self._inlets:
-            inlet.accrue(now)
+        self.accrue()
         if self._committing_since is not None:
             self.commits(now)
         gauges[shared.BUSY_NS] = int(self._shop.busy * 1e9)
@@ -100,6 +99,12 @@ class Meter:
             spent, starved = self._cpu()
             self._gauges[shared.CPU_NS] = int(spent * 1e9)
             self._gauges[shared.STARVED_NS] = int(starved * 1e9)
+
+    def accrue(self) -> None:
+        """Count the time of handlers that run: how many of them do is about to change."""
+        now = self._clock()
+        for inlet in self._inlets:
+            inlet.accrue(now)
 
     def turned(self, now: float) -> None:
         """The loop has turned."""

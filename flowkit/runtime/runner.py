@@ -151,7 +151,7 @@ class Runner:
             self._gauges, self.engine, self._shop, self._inlets, not info.outputs, cpu
         )
         self._outflow = Outflow(self.engine, self._ports, self._release, self.wake, clock)
-        self._asking = Asking(node, spec.outputs, self.engine, self.wake, self._born)
+        self._asking = Asking(self._shop, spec.outputs, self._born, self._meter.accrue)
         forgets = {link.out: link.forgets for link in spec.outputs if link.forgets}
         self._confirms = Confirms(self.engine, self._release, self.wake, self._born, forgets)
         for port in self._ports.ports.values():

@@ -18,6 +18,7 @@ from flowkit.histogram import record
 from flowkit.protocol.asking import ANSWERED, REFUSED, Answerer
 from flowkit.protocol.lineage import Work
 from flowkit.protocol.receiver import InBatch
+from flowkit.runtime.asking import check_size
 from flowkit.runtime.handling import FAILED, metas_of
 from flowkit.runtime.inlet import Inlet, Shop
 from flowkit.runtime.shared import HANDLER, SINCE_NS, TIMES
@@ -49,6 +50,7 @@ class ServeInlet(Inlet):
             self._failed(batch, work, error)
             return True
         if self.how.coroutine:
+            self.accrue(self.shop.clock())
             task = asyncio.get_running_loop().create_task(
                 self._serve(batch, work, arguments), name=self.how.method
             )
@@ -73,7 +75,8 @@ class ServeInlet(Inlet):
         await asyncio.gather(*self._running, return_exceptions=True)
 
     def accrue(self, now: float) -> None:
-        self.shop.busy += (now - self._looked) * len(self._running) / self.channel.concurrency
+        working = self.shop.at_work(len(self._running))
+        self.shop.busy += (now - self._looked) * working / self.channel.concurrency
         self._looked = now
 
     def stacks(self) -> list[str]:
@@ -138,6 +141,7 @@ class ServeInlet(Inlet):
     def _answer(self, batch: InBatch, work: Work, answer: Any, boxes: dict[str, Outbox]) -> None:
         try:
             payload = self._answers[batch.terms.index].encode([answer])
+            check_size(payload)
         except MessageError as error:
             self._failed(batch, work, error)
             return

@@ -14,7 +14,7 @@ from hypothesis.strategies import lists, sampled_from
 
 from flowkit import wire
 from flowkit.codecs import codec_for
-from flowkit.protocol import events
+from flowkit.protocol import engine, events
 from flowkit.protocol.asking import ANSWERED, REFUSED, Answerer, Asker, Outcome, Question
 from flowkit.protocol.engine import Engine, Phase
 from flowkit.protocol.events import Identity, Terms
@@ -22,6 +22,7 @@ from flowkit.protocol.ledger import ROW, Books
 from flowkit.protocol.lineage import Work
 from flowkit.protocol.receiver import InBatch
 from flowkit.protocol.routing import Router
+from flowkit.protocol.sender import Session
 
 SERVERS = 2
 TERMS = Terms(0, "c.ask -> s.ask", "c", "ask", "s", "ask", 1, SERVERS, lossy=True,
@@ -71,6 +72,7 @@ class Server:
     def take(self) -> None:
         if len(self.hands) < 2 and (taken := self.engine.take("ask")) is not None:
             batch, _ = taken
+            assert batch.session == batch.receiver._session, "nobody waits for it any more"
             (number,) = CODEC.decode(batch.payload, 1)
             self.world.runs[number].append((self.replica, self.incarnation))
             self.hands.append(taken)
@@ -347,3 +349,62 @@ def test_an_answer_to_what_was_not_asked_ends_the_session(sequence: int) -> None
     assert world.told[0].outcome is Outcome.LOST
     world.client.from_consumer(0, b"stranger", frame)  # answered with RESET, and no more
     assert world.asker.messages == 0
+
+
+class AlwaysAgain(Asker):
+    """Asks again whether the asker has allowed it or not."""
+
+    def _take_back(self, session: Session, dead: bool) -> None:
+        for question in session.unacked:
+            assert isinstance(question, Question)
+            question.retries += not question.over
+        super()._take_back(session, dead)
+
+
+class KeepsWhatIsOver(Asker):
+    """Asks also what nobody waits for any more."""
+
+    def _take_back(self, session: Session, dead: bool) -> None:
+        self._queues[0].extendleft(session.unacked)
+
+
+class Silent(Asker):
+    """Tells nobody that a server was lost."""
+
+    def _take_back(self, session: Session, dead: bool) -> None:
+        return None
+
+
+class HandsOverTwice(Asker):
+    """Takes an answer to a question that is over for one to another."""
+
+    def _conclude(self, question: Question, outcome: Outcome) -> None:
+        told = question.told
+        super()._conclude(question, outcome)
+        question.told = told
+        if outcome is Outcome.TIMED_OUT:
+            question.outcome = Outcome.OPEN
+
+
+class HoldsOn(Answerer):
+    """Goes on with questions of a session that has ended."""
+
+    def _begin(self, session: int) -> None:
+        queue, self.queue = self.queue, deque()
+        super()._begin(session)
+        self.queue = queue
+
+
+@pytest.mark.parametrize("mutant", [AlwaysAgain, KeepsWhatIsOver, Silent, HandsOverTwice, HoldsOn])
+def test_a_rule_that_is_left_out_is_noticed(mutant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if issubclass(mutant, Asker):
+        monkeypatch.setattr(engine, "sender_for", lambda terms: mutant)
+    else:
+        monkeypatch.setattr(engine, "receiver_for", lambda terms: mutant)
+    for seed in range(100):
+        chance = random.Random(seed)
+        try:
+            play(chance.choices(CHOICE, k=500))
+        except AssertionError:
+            return
+    pytest.fail("nobody has noticed")
