@@ -89,6 +89,8 @@ class LinkShare(Struct, frozen=True):
     by_window: float = 0.0
     window: int = 0
     dropping: float = 0.0
+    asks: bool = False
+    """Whether it carries questions: handlers of its source wait for those of its target."""
 
 
 class Situation(Struct, frozen=True):
@@ -190,6 +192,7 @@ class _Judge:
         target = self._nodes.get(link.target)
         if target is None:
             return None
+        target = max(self._asked(target), key=self._load)
         kind, advice = self._help(target)
         kind = kind if kind in ("cores", "skew") else "overhead"
         return self._verdict(target.node, self._load(target), kind, advice, link)
@@ -276,6 +279,18 @@ class _Judge:
         if link is None or link.dropping <= 0:
             return ""
         return f"; meanwhile {link.name} drops {human_count(link.dropping)} a second"
+
+    def _asked(self, node: NodeShare) -> list[NodeShare]:
+        """`node`, and all that it waits for because it asks them, or those that they ask."""
+        found = [node]
+        for one in found:
+            targets = {link.target for link in self._links if link.asks and link.source == one.node}
+            found += [
+                self._nodes[name]
+                for name in sorted(targets)
+                if name in self._nodes and self._nodes[name] not in found
+            ]
+        return found
 
     # -- looking -------------------------------------------------------------------------------
 

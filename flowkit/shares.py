@@ -174,4 +174,5 @@ def _link(link: LinkPlan, changes: Changes) -> LinkShare:
         by_window=0.0 if most is None else min(1.0, by_window[most] / 1e9),
         window=link.window,
         dropping=sum(of_link(changes, link, NO_ROOM)),
+        asks=link.pattern == "request",
     )

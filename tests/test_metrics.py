@@ -164,6 +164,26 @@ def test_a_pool_is_never_skewed() -> None:
     assert judge(source(waiting=0.9), pool, link("read -> pool", 0.9)).kind == "sink"
 
 
+def test_a_node_that_gets_everything_shares_nothing_with_its_replicas() -> None:
+    found = judge(
+        worker("audit", 0.99), link("feed -> audit", route="broadcast"), worker("feed", 0.1)
+    )
+    assert (found.bottleneck, found.advice) == ("audit", "make its handler faster")
+
+
+def test_who_waits_for_answers_is_not_what_limits() -> None:
+    found = judge(
+        source("read", waiting=0.9),
+        worker("client", 0.1),
+        worker("broker", 0.01),
+        worker("server", 0.6, 0.7),
+        link("read -> client", 0.9),
+        link("client -> broker", asks=True),
+        link("broker -> server", asks=True),
+    )
+    assert (found.bottleneck, found.kind) == ("server", "overhead")
+
+
 def test_one_replica_of_a_broadcast_that_is_slower() -> None:
     show = worker("show", 0.1, 0.98, rate=[50.0, 50.0])
     said = judge(source(waiting=0.9), show, link("read -> show", 0.9, route="broadcast"))

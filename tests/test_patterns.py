@@ -63,9 +63,8 @@ def test_a_worker_that_is_killed_with_a_question_in_hand_still_answers_the_clien
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("options", [(), ("--in-process",)], ids=["processes", "in process"])
 def test_the_fanout_publishes_to_each_what_it_has_subscribed_to(
-    place: Place, tmp_path: Path, options: tuple[str, ...]
+    place: Place, tmp_path: Path
 ) -> None:
     (tmp_path / "below").mkdir()
     (tmp_path / "a.py").write_text("class A:\n    def one(self): ...\n    def two(self): ...\n")
@@ -75,7 +74,7 @@ def test_the_fanout_publishes_to_each_what_it_has_subscribed_to(
     (tmp_path / "data.json").write_text("{}\n")
     (tmp_path / ".hidden.py").write_text("hidden = 1\n")
     env = {"ROOT": str(tmp_path)}
-    result = place.up(TOPOLOGIES / "pubsub_fanout.yaml", *options, env=env).wait()
+    result = place.up(TOPOLOGIES / "pubsub_fanout.yaml", env=env).wait()
     result.check_drained()
     assert len(pubsub_fanout.documents(str(tmp_path))) == 4
     assert result.printed("python.0") == [

@@ -20,7 +20,7 @@ from flowkit.errors import (
 )
 from flowkit.message import Key, Payload, whole
 from flowkit.protocol.asking import Asker, Outcome, Question
-from flowkit.protocol.engine import MESSAGE_BYTES, Phase
+from flowkit.protocol.engine import MESSAGE_BYTES, Phase, Released
 from flowkit.runtime.inlet import Shop
 from flowkit.topology.plan import LinkPlan
 
@@ -90,6 +90,9 @@ class Asking:
                 raise SendError(f"{name}.ask(): the stream of this replica has ended")
             question = asker.ask(payload, extras, retries, lambda _: _resolve(done), self._born())
             self._open[question] = asker
+            if self._engine.on_release is not None:
+                keys, all_headers = [key] if key is not None else None, [headers]
+                self._engine.on_release(name, Released([message], keys, all_headers, [question]))
             self._wake()
             with self._not_working():
                 await done

@@ -103,7 +103,7 @@ class Tapping:
             self._channels.pop(name, None)
         info = self._shop.node.__flowkit__
         inputs = any(name in info.inputs for name in self._channels)
-        outputs = any(name in info.outputs for name in self._channels)
+        outputs = any(name in info.outputs or name in info.calls for name in self._channels)
         self._shop.tap = self.taken if inputs else None
         self._engine.on_release = self.released if outputs else None
 

@@ -61,6 +61,7 @@ _FORMS: dict[tuple[type[BaseModel], str], dict[str, Any]] = {
         "anyOf": [_text(_END), {"type": "array", "items": _text(_END), "minItems": 1}]
     },
     (LinkModel, "by"): _text(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"),
+    (LinkModel, "topics"): {"type": "array", "items": {"type": "string"}},
     (LinkModel, "window"): _either(
         {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
         {"type": "string", "pattern": _SIZE},

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flowkit import In, Node, Out
-from flowkit.errors import RequestFailed
+from flowkit.operations import ChangeError
 from tests.runtime.stage import Part, books, collect, link
 
 
@@ -204,7 +204,7 @@ def test_a_pair_is_a_pipeline_that_is_not_scaled(stage: Any, on_loop: Any) -> No
         parts = {"p": publisher(run), "s": collect(got, str)}
         async with stage(parts, [link("p.news -> s.x", pattern="pair")]) as one:
             await asyncio.wait_for(one.all_ready.wait(), 10)
-            with pytest.raises(RequestFailed, match="p.news -> s.x is a pair: s has one replica"):
+            with pytest.raises(ChangeError, match="p.news -> s.x is a pair: s has one replica"):
                 await one.supervisor.scale({"s": 2})
             over.set()
             report = await one.wait()
