@@ -176,7 +176,7 @@ def test_who_waits_for_answers_is_not_what_limits() -> None:
         source("read", waiting=0.9),
         worker("client", 0.1),
         worker("broker", 0.01),
-        worker("server", 0.6, 0.7),
+        worker("server", 0.3, 0.4),
         link("read -> client", 0.9),
         link("client -> broker", asks=True),
         link("broker -> server", asks=True),

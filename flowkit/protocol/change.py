@@ -266,7 +266,8 @@ class Change(Operation):
                 replica.launch_at = 0.0  # its stream begins again later, but it has to rest now
             if replica.phase is not Phase.READY or replica in self._told:
                 continue
-            producers = self._project.producers_of(replica.node)
+            # Those that were added have sent nothing yet: nobody knows them.
+            producers = set(self._project.producers_of(replica.node)) - set(self.added)
             asked = self._asked.get(replica, (0, 0))[0] == replica.incarnation
             if not asked and all(self._rests(one) for one in producers):
                 self._ask(replica)

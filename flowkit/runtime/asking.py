@@ -21,6 +21,7 @@ from flowkit.errors import (
 from flowkit.message import Key, Payload, whole
 from flowkit.protocol.asking import Asker, Outcome, Question
 from flowkit.protocol.engine import MESSAGE_BYTES, Phase, Released
+from flowkit.runtime import tracing
 from flowkit.runtime.inlet import Shop
 from flowkit.topology.plan import LinkPlan
 
@@ -73,6 +74,9 @@ class Asking:
     ) -> Any:
         if asyncio.get_running_loop() is not self._loop:
             raise SendError(f"{name}.ask() on another event loop than the replica's")
+        context = tracing.current.get()
+        if context is not None and tracing.TRACEPARENT not in (headers or {}):
+            headers = {**(headers or {}), **context}
         payload = questions.encode([message])
         check_size(payload)
         extras = encode_extras(

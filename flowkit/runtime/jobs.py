@@ -112,6 +112,14 @@ def _key(given: Any, message: Any, key_of: Callable[[Any], Any]) -> Any:
         return None
 
 
+def _context_of(trace: Trace, unit: _Unit) -> Context | None:
+    """The trace that the call `unit` belongs to."""
+    if trace.each is None:
+        return trace.uniform
+    contexts = (context for piece in unit.pieces for context in piece.contexts or ())
+    return next(filter(None, contexts), None)
+
+
 class JobInlet(Inlet):
     """Coroutine handlers, and handlers of lists. `links` are those that lead to the channel."""
 
@@ -410,6 +418,8 @@ class JobInlet(Inlet):
         while True:
             boxes = shop.ports.fresh()
             current_outboxes.set(boxes)
+            if job.trace is not None:
+                tracing.current.set(_context_of(job.trace, unit))
             token = job.trace.enter() if job.trace is not None else None
             self._enter(unit)
             began = shop.clock()

@@ -18,11 +18,13 @@ from flowkit.histogram import record
 from flowkit.protocol.asking import ANSWERED, REFUSED, Answerer
 from flowkit.protocol.lineage import Work
 from flowkit.protocol.receiver import InBatch
+from flowkit.runtime import tracing
 from flowkit.runtime.asking import check_size
 from flowkit.runtime.handling import FAILED, metas_of
 from flowkit.runtime.inlet import Inlet, Shop
 from flowkit.runtime.shared import HANDLER, SINCE_NS, TIMES
 from flowkit.runtime.stacks import task_stack
+from flowkit.runtime.tracing import Trace
 
 
 class ServeInlet(Inlet):
@@ -52,12 +54,12 @@ class ServeInlet(Inlet):
         if self.how.coroutine:
             self.accrue(self.shop.clock())
             task = asyncio.get_running_loop().create_task(
-                self._serve(batch, work, arguments), name=self.how.method
+                self._serve(batch, work, arguments, self._trace(batch)), name=self.how.method
             )
             self._running.add(task)
             task.add_done_callback(self._ended)
         else:
-            self._call(batch, work, arguments)
+            self._call(batch, work, arguments, self._trace(batch))
         return True
 
     @property
@@ -89,12 +91,17 @@ class ServeInlet(Inlet):
             self.shop.tap(self.channel.name, batch, questions, None)
         return [*questions, *(metas_of(batch, [0]) if self.how.wants_meta else ())]
 
-    def _call(self, batch: InBatch, work: Work, arguments: list[Any]) -> None:
+    def _trace(self, batch: InBatch) -> Trace | None:
+        contexts = tracing.contexts_of(batch, [0]) if tracing.MARK in batch.extras else None
+        return tracing.begin(self.shop.tracer, self.channel.name, 1, contexts)
+
+    def _call(self, batch: InBatch, work: Work, arguments: list[Any], trace: Trace | None) -> None:
         shop = self.shop
         began = shop.clock()
         boxes = shop.ports.fresh()
         shop.gauges[HANDLER], shop.gauges[SINCE_NS] = self.number, int(began * 1e9)
         shop.ports.open(boxes)
+        token = trace.enter() if trace is not None else None
         error: BaseException | None = None
         try:
             answer = self.function(*arguments)
@@ -104,29 +111,39 @@ class ServeInlet(Inlet):
         except FAILED as caught:
             error = caught
         finally:
+            if trace is not None:
+                trace.exit(token)
             shop.ports.close()
             shop.gauges[HANDLER] = shop.gauges[SINCE_NS] = 0
             shop.busy += shop.clock() - began
         if error is not None:
-            self._failed(batch, work, error)
+            self._failed(batch, work, error, trace)
         else:
-            self._answer(batch, work, answer, boxes)
+            self._answer(batch, work, answer, boxes, trace)
         self._clocked(batch, shop.clock() - began)
 
-    async def _serve(self, batch: InBatch, work: Work, arguments: list[Any]) -> None:
+    async def _serve(
+        self, batch: InBatch, work: Work, arguments: list[Any], trace: Trace | None
+    ) -> None:
         shop = self.shop
         began = shop.clock()
         boxes = shop.ports.fresh()
         current_outboxes.set(boxes)
+        token = None
+        if trace is not None:
+            tracing.current.set(trace.context(0))
+            token = trace.enter()
         try:
             answer = await self.function(*arguments)
         except FAILED as error:
             if self._stopping:
                 raise
-            self._failed(batch, work, error)
+            self._failed(batch, work, error, trace)
         else:
-            self._answer(batch, work, answer, dict(boxes))
+            self._answer(batch, work, answer, dict(boxes), trace)
         finally:
+            if trace is not None:
+                trace.exit(token)
             # A task that the handler left behind finds no outbox, and its sends raise.
             boxes.clear()
             self._clocked(batch, shop.clock() - began)
@@ -138,17 +155,32 @@ class ServeInlet(Inlet):
             self.shop.fail(error)
         self.shop.wake()
 
-    def _answer(self, batch: InBatch, work: Work, answer: Any, boxes: dict[str, Outbox]) -> None:
+    def _answer(
+        self,
+        batch: InBatch,
+        work: Work,
+        answer: Any,
+        boxes: dict[str, Outbox],
+        trace: Trace | None,
+    ) -> None:
         try:
             payload = self._answers[batch.terms.index].encode([answer])
             check_size(payload)
         except MessageError as error:
-            self._failed(batch, work, error)
+            self._failed(batch, work, error, trace)
             return
+        if trace is not None:
+            tracing.stamp(boxes.values(), [0] * len(boxes), trace.context(0))
+            trace.end()
         _end_of(batch).answer(batch, payload, ANSWERED)
         self._release(work, boxes)
 
-    def _failed(self, batch: InBatch, work: Work, error: BaseException) -> None:
+    def _failed(
+        self, batch: InBatch, work: Work, error: BaseException, trace: Trace | None = None
+    ) -> None:
+        if trace is not None:
+            trace.failed(error)
+            trace.end()
         text = self.shop.undertaker.refused(batch, error)
         _end_of(batch).answer(batch, text.encode(), REFUSED)
         self._release(work, {})

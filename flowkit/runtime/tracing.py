@@ -9,6 +9,8 @@ With OpenTelemetry (`flowkit.runtime.spans`) every batch that is handled is a sp
 of its messages. If they are all of one trace, or of none, or go to a handler of lists, what is sent
 continues the span; if handlers take messages of several traces one by one, each keeps its own.
 
+Questions carry on the context of the handler that asks, and servers handle them in it.
+
 A batch without these headers costs nothing: they are searched for in the batch's encoded headers.
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from flowkit.channels import Outbox
@@ -33,6 +36,10 @@ _VALID = re.compile(
 
 Context = Mapping[str, str]
 """The headers that carry a trace context on: `traceparent`, and `tracestate` if there is one."""
+
+
+current: ContextVar[Context | None] = ContextVar("flowkit_trace", default=None)
+"""What the questions of the coroutine handler that this task runs for carry on."""
 
 
 def is_valid(traceparent: str) -> bool:

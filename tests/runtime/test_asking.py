@@ -496,3 +496,50 @@ def test_servers_are_scaled_and_restarted_while_they_are_asked(stage: Any, on_lo
     on_loop(whole())
     assert sorted(answers) == [number * number for number in range(len(answers))]
     assert served == {0, 1, 2}
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["plain", "coroutine"])
+def test_a_trace_goes_on_through_a_question_to_what_its_server_sends(
+    play: Any, later: bool
+) -> None:
+    traces = [f"00-{number:032x}-{1:016x}-01" for number in range(1, 4)]
+    got: list[tuple[int, str]] = []
+
+    class Begins(Node):
+        out = Out(int)
+
+        async def run(self) -> None:
+            for number, trace in enumerate(traces):
+                self.out.send(number, headers={"traceparent": trace})
+
+    class Asks(Node):
+        x = In(int, concurrency=3)
+        square = Call(int, int)
+
+        async def on_x(self, number: int) -> None:
+            await self.square.ask(number, headers={"mine": "too"})
+
+    class Serves(Node):
+        square = Serve(int, int)
+        out = Out(int)
+
+        def on_square(self, number: int, meta: Meta) -> int:
+            assert meta.headers["mine"] == "too"
+            self.out.send(number)
+            return number
+
+    class Later(Serves):
+        async def on_square(self, number: int, meta: Meta) -> int:  # type: ignore[override]
+            return Serves.on_square(self, number, meta)
+
+    class Ends(Node):
+        x = In(int)
+
+        def on_x(self, number: int, meta: Meta) -> None:
+            got.append((number, meta.headers["traceparent"]))
+
+    play(
+        {"b": Begins, "a": Asks, "s": Later if later else Serves, "e": Ends},
+        ["b.out -> a.x", ASKS, "s.out -> e.x"],
+    )
+    assert sorted(got) == list(enumerate(traces))

@@ -383,3 +383,32 @@ def test_a_restart_that_hangs_is_told(
     on_loop(whole())
     assert set(notes) == {"waiting for work.0 to be ready again"}
     assert seen == list(range(len(seen)))
+
+
+def test_nodes_that_follow_each_other_are_scaled_at_once(
+    stage: Any, on_loop: Any, eventually: Any
+) -> None:
+    """A replica that is new has sent nothing yet: what follows it can rest."""
+    seen: list[int] = []
+    Parcels.ends = []
+
+    class Passes(Node):
+        x = In(int)
+        out = Out(int)
+
+        def on_x(self, number: int) -> None:
+            self.out.send(number)
+
+    async def whole() -> None:
+        parts = {"read": Part(Parcels, restart=ALWAYS), "pass": Passes, "sink": collect(seen)}
+        links = ["read.out -> pass.x", "pass.out -> sink.x"]
+        async with stage(parts, links) as built:
+            await eventually.on_loop(lambda: seen)
+            for count in (3, 1):
+                scaling = built.supervisor.scale({"pass": count, "sink": count})
+                assert f"-> {count} replica" in str(await asyncio.wait_for(scaling, 10))
+            built.drain()
+            check(await built.wait())
+
+    on_loop(whole())
+    assert sorted(seen) == list(range(len(seen)))
