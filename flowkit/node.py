@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-from flowkit.calls import Call
+from flowkit.calls import Call, Serve
 from flowkit.channels import In, Out
 from flowkit.errors import DeclarationError
 from flowkit.units import duration
@@ -302,6 +302,8 @@ def _handler(cls: type[Node], name: str, channel: In[Any], attributes: dict[str,
             hint="it is called with the message, or with the message and its meta",
         )
     _check_annotation(where, channel, function, positional[1].name)
+    if isinstance(channel, Serve):
+        _check_answer(where, channel, function)
     return Handler(method, coroutine, wants_meta=len(positional) == 3)
 
 
@@ -317,6 +319,20 @@ def _check_annotation(where: str, channel: In[Any], function: Any, parameter: st
     if _contradicts(annotated, expected):
         raise DeclarationError(
             f"{where} takes {_type_name(annotated)}, its channel carries {_type_name(expected)}",
+            hint="make the annotation and the channel agree",
+        )
+
+
+def _check_answer(where: str, channel: Serve[Any, Any], function: Any) -> None:
+    """Refuse a serving handler that surely returns something else than its channel's answers."""
+    try:
+        returned = typing.get_type_hints(function).get("return", Any)
+    except Exception:  # names that only a type checker can resolve
+        return
+    if _contradicts(channel.answer, returned):
+        raise DeclarationError(
+            f"{where} returns {_type_name(returned)}, its channel answers with "
+            f"{_type_name(channel.answer)}",
             hint="make the annotation and the channel agree",
         )
 

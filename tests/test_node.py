@@ -14,7 +14,7 @@ from typing import Any, NewType, Protocol, TypedDict
 import msgspec
 import pytest
 
-from flowkit import In, Many, Meta, Node, Out, Sink, Source, every
+from flowkit import Call, In, Many, Meta, Node, Out, Serve, Sink, Source, every
 from flowkit.errors import DeclarationError, SendError
 from flowkit.node import Handler, describe
 
@@ -534,3 +534,72 @@ def test_the_error_of_a_declaration_carries_its_hint() -> None:
         make((Node,), {"x": In(int)})
     assert caught.value.hint == "write on_x(self, ...)"
     assert SendError.__doc__
+
+
+# ---------------------------------------------------------------------------- questions
+
+
+def test_a_channel_that_asks_and_one_that_serves() -> None:
+    class Asks(Node):
+        x = In(int)
+        users = Call(int, Row, timeout="1.5s", retries=2)
+
+        async def on_x(self, number: int) -> None: ...
+
+    class Answers(Node):
+        users = Serve(int, Row, concurrency=3)
+        rows = Serve(int, int | str)
+
+        async def on_users(self, number: int, meta: Meta) -> Row: ...
+
+        def on_rows(self, number: int): ...  # type: ignore[no-untyped-def]
+
+    asks, answers = describe(Asks), describe(Answers)
+    assert (asks.calls["users"].timeout, asks.calls["users"].retries) == (1.5, 2)
+    assert not asks.outputs and not asks.source and asks.tasks
+    assert list(answers.inputs) == ["users", "rows"] and not answers.source
+    assert answers.handlers["users"] == Handler("on_users", coroutine=True, wants_meta=True)
+    assert asks.calls["users"] is Asks.users and Asks().users is not Asks().users
+
+
+def returning(answer: Any, returned: Any) -> None:
+    def on_x(self: Any, number: int) -> Any: ...
+
+    on_x.__annotations__["return"] = returned
+    type("Bad", (Node,), {"x": Serve(int, answer), "on_x": on_x})
+
+
+@pytest.mark.parametrize(
+    ("answer", "returned"), [(Row, None), (int, str), (int, str | None), (list[int], list[str])]
+)
+def test_a_handler_that_surely_does_not_answer(answer: Any, returned: Any) -> None:
+    if returned == str | None:
+        returning(answer, returned)  # of a union nobody is sure
+        return
+    with pytest.raises(DeclarationError, match="on_x returns .*, its channel answers with"):
+        returning(answer, returned)
+
+
+@pytest.mark.parametrize(
+    ("answer", "returned"), [(Row, Any), (float, int), (Row | None, None), (Row, "Unknown")]
+)
+def test_a_handler_that_may_answer(answer: Any, returned: Any) -> None:
+    returning(answer, returned)
+
+
+@pytest.mark.parametrize(
+    ("declare", "text"),
+    [
+        (lambda: Call(int, int, timeout=0), "longer than nothing"),
+        (lambda: Call(int, int, timeout="soon"), "timeout"),
+        (lambda: Call(int, int, retries=-1), "0 or more"),
+        (lambda: Call(int, int, retries=True), "0 or more"),
+        (lambda: Serve(int, int, concurrency=0), "at least one"),
+        (lambda: type("Alone", (Node,), {"x": Call(int, int)}), "nothing that could send"),
+        (lambda: type("Mute", (Node,), {"x": Serve(int, int)}), "has no handler 'on_x'"),
+        (lambda: type("Bad", (Node,), {"send_": Call(int, int), "node": Call(int, int)}), "name"),
+    ],
+)
+def test_a_question_that_is_declared_wrongly(declare: Any, text: str) -> None:
+    with pytest.raises(DeclarationError, match=text):
+        declare()

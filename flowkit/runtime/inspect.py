@@ -120,6 +120,7 @@ def _questions(topology: Topology) -> Questions:
                         by=link.by,
                         codec=link.codec,
                         pattern=link.pattern,
+                        topics=bool(link.topics),
                     )
                 )
     return Questions(nodes, links)

@@ -58,7 +58,7 @@ def examine_link(link: LinkQuestion, source: NodeInfo, target: NodeInfo) -> list
         )
     else:
         findings += _codec(link, spot, codec, (sender, out.type), (receiver, into.type))
-    if link.route == "key" or (link.pattern == "pubsub" and link.by):
+    if link.route == "key" or (link.pattern == "pubsub" and (link.by or link.topics)):
         findings += _key(link, whole, source, out.key, out.type, sender)
     return findings
 

@@ -90,6 +90,8 @@ class LinkQuestion(Struct, frozen=True):
     by: str | None
     codec: str | None
     pattern: str = "pipeline"
+    topics: bool = False
+    """Whether it lets through what has certain keys."""
 
 
 class Questions(Struct, frozen=True):

@@ -166,3 +166,11 @@ class Serves(Node):
 
     def on_rows(self, number: int) -> Row:
         return Row(number, "nobody")
+
+
+class Events(Node):
+    """Events go nowhere."""
+
+    rows = In(Event)
+
+    def on_rows(self, event: Event) -> None: ...
