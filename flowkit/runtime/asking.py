@@ -104,8 +104,8 @@ class Asking:
             late.cancel()
             if question is not None:
                 del self._open[question]
-                late_now = done.done() and not done.cancelled()
-                asker.expire(question, Outcome.TIMED_OUT if late_now else Outcome.CANCELLED)
+                gave_up = not done.done() or done.cancelled()
+                asker.expire(question, Outcome.CANCELLED if gave_up else Outcome.TIMED_OUT)
                 self._wake()
         server = f"{target}.{question.server}" if question.server >= 0 else ""
         if question.outcome is Outcome.ANSWERED:

@@ -117,7 +117,7 @@ class _Graph:
                 "durable keeps messages until they are done, and delivery: at-most-once does not",
                 "remove one of the two",
             )
-        if link.fsync != "group" and not link.durable and link.pattern == "pipeline":
+        if link.fsync != "group" and not link.durable and link.pattern not in FORGETTING:
             self._say(
                 marks.key((*at, "fsync")),
                 "E115",

@@ -5,6 +5,7 @@ Everything here is a `msgspec.Struct` of builtins, so that it can be sent to ano
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
@@ -211,24 +212,24 @@ def _when_full(link: LinkModel) -> str:
 
 
 def forgetting(links: list[LinkPlan]) -> list[LinkPlan]:
-    """The links, with what they say of `forgets`; there are no cycles."""
-    below: dict[str, list[LinkPlan]] = {}
+    """The links, with what they say of `forgets`."""
+    into: dict[str, list[LinkPlan]] = {}
+    found: dict[int, str] = {}
+    pending: deque[LinkPlan] = deque()
     for link in links:
-        below.setdefault(link.source, []).append(link)
-    known: dict[int, str] = {}
-
-    def look(link: LinkPlan) -> str:
-        if link.index not in known:
-            if link.delivery == "at-most-once" and link.pattern != "request":
-                known[link.index] = link.name
-            elif link.durable:
-                known[link.index] = ""  # what is in the journal counts as done
-            else:
-                found = (look(one) for one in below.get(link.target, ()))
-                known[link.index] = next((name for name in found if name), "")
-        return known[link.index]
-
-    return [replace(link, forgets=look(link)) for link in links]
+        into.setdefault(link.target, []).append(link)
+        # A question is answered, and that is waited for.
+        if link.delivery == "at-most-once" and link.pattern != "request":
+            found[link.index] = link.name
+            pending.append(link)
+    while pending:
+        link = pending.popleft()
+        for above in into.get(link.source, ()):
+            # What is in a journal counts as done.
+            if above.index not in found and not above.durable:
+                found[above.index] = found[link.index]
+                pending.append(above)
+    return [replace(link, forgets=found.get(link.index, "")) for link in links]
 
 
 def window_of(link: LinkModel) -> tuple[int, int]:
