@@ -151,7 +151,8 @@ class Engine:
         for terms in inputs:
             inbox = self.inboxes.get(terms.into)
             if inbox is None:
-                inbox = Inbox(terms, (concurrency or {}).get(terms.into, 1))
+                handlers = (concurrency or {}).get(terms.into, 1)
+                inbox = Inbox(terms.into, handlers, terms.pattern)
                 self.inboxes[terms.into] = inbox
             self._seen[terms.index] = Seen()
             self._receivers[terms.index] = [

@@ -31,11 +31,12 @@ REASONS = (
 
 SENT, DELIVERED, DONE, REDELIVERED, DEAD_LETTERED, OWN_SENT, OWN_SETTLED, SENT_BYTES = range(8)
 _REASON = 8
-QUEUED, CREDIT, FULL_NS, WINDOW_NS = range(20, 24)
+_REST = _REASON + len(REASONS)
+QUEUED, CREDIT, FULL_NS, WINDOW_NS = range(_REST, _REST + 4)
 """Beside the books: messages that wait for credit, batches that consumers would take at once,
 nanoseconds that this link has held its producer up, and those of them because its window was used
 up rather than because the consumers took no more."""
-ROW = 24
+ROW = _REST + 4
 """Integers in the row of a link."""
 
 

@@ -27,9 +27,9 @@ def receiver_for(terms: Terms) -> type[Receiver]:
 class Inbox:
     """One input channel: the receivers of all links that lead to it, taken from in turn."""
 
-    def __init__(self, terms: Terms, concurrency: int) -> None:
-        self.channel = terms.into
-        self.pace = (Steps if terms.pattern == "request" else Pace)(concurrency)
+    def __init__(self, channel: str, concurrency: int, pattern: str = "pipeline") -> None:
+        self.channel = channel
+        self.pace = (Steps if pattern == "request" else Pace)(concurrency)
         self.receivers: list[Receiver] = []
         self._turn: deque[Receiver] = deque()
 

@@ -23,10 +23,9 @@ def asking(place: Place, count: int, retries: int, replicas: int, transport: str
     )
 
 
-@pytest.mark.parametrize(("replicas", "transport"), [(1, "tcp"), (2, "auto")])
-def test_a_killed_server_is_a_named_error(place: Place, replicas: int, transport: str) -> None:
+def test_a_killed_server_is_a_named_error(place: Place) -> None:
     """Only for what it had in hand: what waited is asked of others, or of the next incarnation."""
-    result = place.up(asking(place, 200, 0, replicas, transport)).wait()
+    result = place.up(asking(place, 200, 0, 2, "tcp")).wait()
     assert result.report["exit"] == 0, result.text
     lines = result.printed("client.0")
     lost = {number for number, line in enumerate(lines) if line != str(number)}
@@ -41,8 +40,9 @@ def test_a_killed_server_is_a_named_error(place: Place, replicas: int, transport
     assert result.restarts("server") == 1
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_with_retries_another_server_answers(place: Place, replicas: int) -> None:
+    """Another one, or the same when it is back."""
     result = place.up(asking(place, 200, 1, replicas, "auto")).wait()
     result.check_drained()
     assert result.printed("client.0") == [str(number) for number in range(200)]
