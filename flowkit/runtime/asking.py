@@ -50,6 +50,8 @@ class Asking:
         self._rested: list[asyncio.Future[None]] = []
         self._open: dict[Question, Asker] = {}
         self._left = False
+        self.open = False
+        """Whether `setup()` has returned: before that nobody is there who could answer."""
         for name, channel in node.__flowkit__.calls.items():
             link = next((link for link in links if link.out == name), None)
             if link is None:
@@ -74,6 +76,8 @@ class Asking:
     ) -> Any:
         if asyncio.get_running_loop() is not self._loop:
             raise SendError(f"{name}.ask() on another event loop than the replica's")
+        if not self.open:
+            raise SendError(f"{name}.ask() in setup(): no server is connected yet")
         context = tracing.current.get()
         if context is not None and tracing.TRACEPARENT not in (headers or {}):
             headers = {**(headers or {}), **context}

@@ -37,11 +37,15 @@ class Confirms:
         self._waiting: set[asyncio.Future[None]] = set()
         self._queue: list[asyncio.Future[None]] = []
         self._left = False
+        self.open = False
+        """Whether `setup()` has returned: before that nobody is there who could do anything."""
 
     async def deliver(self, name: str, box: Outbox) -> None:
         """Send the one message in `box`; see `OutPort.deliver`."""
         if asyncio.get_running_loop() is not self._loop:
             raise SendError("deliver() on another event loop than the replica's")
+        if not self.open:
+            raise SendError(f"{name}.deliver() in setup(): no consumer is connected yet")
         if lossy := self._forgets.get(name):
             raise SendError(
                 f"{name}.deliver(): nobody learns what becomes of a message on {lossy}, which is "

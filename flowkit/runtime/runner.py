@@ -211,6 +211,7 @@ class Runner:
                     {link: binding.address for link, binding in self._bindings.items()},
                 )
             )
+            self._asking.open = self._confirms.open = True
             if self._kit.courier is not None and self._control is not None:
                 self._kit.courier.connect(self._control.send)
             if self._kit.guard is not None:

@@ -543,3 +543,25 @@ def test_a_trace_goes_on_through_a_question_to_what_its_server_sends(
         ["b.out -> a.x", ASKS, "s.out -> e.x"],
     )
     assert sorted(got) == list(enumerate(traces))
+
+
+@pytest.mark.parametrize("what", ["ask", "deliver"])
+def test_nobody_is_there_before_setup_has_returned(play: Any, what: str) -> None:
+    told: list[str] = []
+
+    class Early(Node):
+        square = Call(int, int)
+        out = Out(int)
+
+        async def setup(self) -> None:
+            try:
+                await (self.square.ask(1) if what == "ask" else self.out.deliver(1))
+            except SendError as error:
+                told.append(str(error))
+
+        async def run(self) -> None:
+            assert await self.square.ask(2) == 4
+            await self.out.deliver(1)
+
+    play({"a": Early, "s": Squares, "c": collect([])}, [ASKS, "a.out -> c.x"])
+    assert len(told) == 1 and "in setup()" in told[0]
