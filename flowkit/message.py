@@ -24,13 +24,15 @@ class Meta(msgspec.Struct, frozen=True):
     """What a handler learns about its message when it takes a second argument.
 
     `id` is the same at every redelivery, so that an effect can be made idempotent by it.
-    `attempts` counts the earlier deliveries that failed: 0 the first time.
+    `attempts` counts the earlier deliveries that failed: 0 the first time. `missed` says, on a
+    link with ``pattern: pubsub``, how many messages were dropped for this replica just before.
     """
 
     id: str
     key: Key = None
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     attempts: int = 0
+    missed: int = 0
 
 
 class Many:

@@ -24,6 +24,10 @@ from flowkit.protocol.sender import OutBatch, Sender, Session
 
 GAP = "gap"
 AWAY = "is away"
+OLDEST = "no room: oldest"
+
+MOST = 0xFFFF
+"""The most missed messages that a batch can tell of; the books know them all."""
 
 
 class Topics(Router):
@@ -84,6 +88,8 @@ class Publisher(Sender):
         super().__init__(identity, terms, books, post)
         self._missing: set[int] = set()
         """Subscribers that miss something, since they were there last."""
+        self._missed: dict[int, int] = {}
+        """How many messages each has missed since the last that is queued for it."""
 
     def gone(self, replica: int, incarnation: int) -> None:
         super().gone(replica, incarnation)
@@ -100,10 +106,17 @@ class Publisher(Sender):
             self._missing.discard(session.replica)  # it has caught up
 
     def _drop_for(self, batch: OutBatch) -> bool:
+        batch.span = 0
         if self._is_away(batch.group):
             self._lose(batch, AWAY)
             return True
         return super()._drop_for(batch)
+
+    def _queue(self, batch: OutBatch) -> None:
+        # Nobody follows the lineage of what is published, so nobody looks at its span: here it is
+        # how many messages the subscriber has missed before this batch.
+        batch.span = min(self._missed.pop(batch.group, 0), MOST)
+        super()._queue(batch)
 
     def _is_away(self, replica: int) -> bool:
         """Whether it was there before, or was to be, and is not now."""
@@ -112,6 +125,12 @@ class Publisher(Sender):
 
     def _lose(self, batch: OutBatch, reason: str) -> None:
         super()._lose(batch, GAP)
+        queue = self._queues[batch.group]
+        missed = batch.span + batch.count
+        if reason == OLDEST and queue:
+            queue[0].span = min(queue[0].span + missed, MOST)
+        else:
+            self._missed[batch.group] = self._missed.get(batch.group, 0) + missed
         if batch.group not in self._missing:
             self._missing.add(batch.group)
             who = f"{self.terms.target}.{batch.group}"

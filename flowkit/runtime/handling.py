@@ -261,13 +261,16 @@ def messages_of(
 def metas_of(batch: InBatch, places: Sequence[int]) -> Iterator[Meta]:
     """What handlers with a second argument get, for the messages at `places`."""
     keys, headers = extras_of(batch)
+    missed = batch.span if batch.terms.pattern == "pubsub" else 0
     for place in places:
         yield Meta(
             message_id(batch.id, batch.first + place),
             keys[place] if keys else None,
             (headers[place] if headers else None) or {},
             batch.attempts,
+            missed,
         )
+        missed = 0
 
 
 def extras_of(batch: InBatch) -> tuple[list[Key] | None, list[Any] | None]:

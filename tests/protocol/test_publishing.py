@@ -48,6 +48,7 @@ class Subscriber:
         self.down: deque[list[bytes]] = deque()
         self.hands: deque[tuple[InBatch, Work]] = deque()
         self.left = False
+        self.peer = b""
         self.engine.producer_at(0, 0, 1, "there")
         self.turn()
 
@@ -58,6 +59,8 @@ class Subscriber:
                 case events.ToProducer(0, 0, frame):
                     self.up.append((self.peer, wire.encode(frame)))
                 case events.Connect():
+                    if self.peer:  # a line that was slow is given up, with what is on it
+                        self.world.faults.add(self.replica)
                     self.reconnect()
                 case events.CallFinish():
                     self.engine.finished()
@@ -78,6 +81,9 @@ class Subscriber:
             numbers = CODEC.decode(batch.payload, batch.count)
             got = self.world.got[self.replica]
             assert not got or got[-1] < numbers[0], "out of order, or twice"
+            if self.replica not in self.world.faults:
+                missed = numbers[0] - (got[-1] + 1 if got else 0)
+                assert batch.span == missed, "it is told how many it has missed before"
             got += numbers
             self.hands.append(taken)
 

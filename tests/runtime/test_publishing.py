@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flowkit import In, Node, Out
+from flowkit import In, Meta, Node, Out
 from flowkit.operations import ChangeError
 from tests.runtime.stage import Part, books, collect, link
 
@@ -78,8 +78,10 @@ def test_a_publisher_waits_for_nobody_and_what_is_missed_is_counted(
     class Slow(Node):
         x = In(str)
 
-        async def on_x(self, word: str) -> None:
+        async def on_x(self, word: str, meta: Meta) -> None:
             await go.wait()
+            before = int(got[-1]) if got else -1
+            assert meta.missed == int(word) - before - 1
             got.append(word)
 
     async def run(self: Any) -> None:
