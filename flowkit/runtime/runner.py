@@ -18,25 +18,21 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
-from flowkit.calls import Serve
 from flowkit.channels import Outbox
 from flowkit.clock import Clock, monotonic
-from flowkit.codecs import Codec, codec_for
 from flowkit.errors import ReplicaError, TransportError, WireError
 from flowkit.node import Node, Sink, Source
 from flowkit.protocol import control, events
 from flowkit.protocol.engine import Engine, Phase, Unsendable
 from flowkit.protocol.ledger import ROW, Books
 from flowkit.protocol.lineage import Work
-from flowkit.protocol.publishing import Topics
-from flowkit.protocol.routing import Router, extractor, itself
 from flowkit.protocol.watch import LOOKS
 from flowkit.runtime import shared
 from flowkit.runtime.asking import Asking
 from flowkit.runtime.confirming import Confirms
+from flowkit.runtime.ends import codec_of, inlet_of, router_of
 from flowkit.runtime.handling import Ports, StopProject, Undertaker
-from flowkit.runtime.inlet import Inlet, PlainInlet, Shop
-from flowkit.runtime.jobs import JobInlet
+from flowkit.runtime.inlet import Shop
 from flowkit.runtime.journaling import JournalDriver
 from flowkit.runtime.kit import BARE, Kit
 from flowkit.runtime.logs import current_replica, set_level
@@ -45,7 +41,6 @@ from flowkit.runtime.positions import Positions, call
 from flowkit.runtime.processor import Use
 from flowkit.runtime.replaying import replay
 from flowkit.runtime.resting import COMMANDS, Resting
-from flowkit.runtime.serving import ServeInlet
 from flowkit.runtime.shared import SharedRows
 from flowkit.runtime.sourcing import Outflow, RunDriver, SourceDriver
 from flowkit.runtime.spec import ReplicaSpec, terms_of
@@ -120,7 +115,7 @@ class Runner:
             spec.identity(),
             [terms_of(link) for link in spec.inputs],
             [
-                (terms_of(link), self._router(link), self._codec(link, out=True), book)
+                (terms_of(link), router_of(link), codec_of(info, link, out=True), book)
                 for link, book in zip(spec.outputs, books, strict=True)
             ],
             {name: channel.concurrency for name, channel in info.inputs.items()},
@@ -135,7 +130,7 @@ class Runner:
             self.engine,
             self._ports,
             self._undertaker,
-            {link.index: self._codec(link, out=False) for link in spec.inputs},
+            {link.index: codec_of(info, link, out=False) for link in spec.inputs},
             self._release,
             clock,
             self.wake,
@@ -145,7 +140,8 @@ class Runner:
         )
         self._tapping = Tapping(self._shop, self.engine, self.say, clock)
         self._inlets = [
-            self._inlet(channel, number) for number, channel in enumerate(self.engine.inboxes, 1)
+            inlet_of(self._shop, [one for one in spec.inputs if one.into == into], into, number)
+            for number, into in enumerate(self.engine.inboxes, 1)
         ]
         self._meter = Meter(
             self._gauges, self.engine, self._shop, self._inlets, not info.outputs, cpu
@@ -287,30 +283,6 @@ class Runner:
                 self._rows.close()
 
     # -- set-up --------------------------------------------------------------------------------
-
-    def _router(self, link: Any) -> Router:
-        by = extractor(link.by) if link.by else itself
-        if link.pattern == "pubsub":
-            return Topics(link.consumers, by, link.topics, link.version)
-        return Router(link.route, link.consumers, by, link.version)
-
-    def _codec(self, link: Any, out: bool) -> Codec[Any]:
-        channel: Any
-        info = self._info
-        channel = {**info.outputs, **info.calls}[link.out] if out else info.inputs[link.into]
-        return codec_for(channel.type, link.codec or channel.codec)
-
-    def _inlet(self, name: str, number: int) -> Inlet:
-        channel = self._info.inputs[name]
-        if isinstance(channel, Serve):
-            mine = [link for link in self.spec.inputs if link.into == name]
-            kind, codec = channel.answer, channel.codec
-            answers = {link.index: codec_for(kind, link.codec or codec) for link in mine}
-            return ServeInlet(self._shop, channel, number, answers)
-        if not self._info.handlers[name].coroutine and channel.batch is None:
-            return PlainInlet(self._shop, channel, number)
-        links = [link for link in self.spec.inputs if link.into == name]
-        return JobInlet(self._shop, channel, number, links)
 
     def _bind(self) -> None:
         for link in self.spec.outputs:
