@@ -30,11 +30,11 @@ from flowkit.protocol.watch import LOOKS
 from flowkit.runtime import shared
 from flowkit.runtime.asking import Asking
 from flowkit.runtime.confirming import Confirms
-from flowkit.runtime.ends import codec_of, inlet_of, router_of
 from flowkit.runtime.handling import Ports, StopProject, Undertaker
 from flowkit.runtime.inlet import Shop
 from flowkit.runtime.journaling import JournalDriver
 from flowkit.runtime.kit import BARE, Kit
+from flowkit.runtime.linkage import codec_of, inlet_of, router_of
 from flowkit.runtime.logs import current_replica, set_level
 from flowkit.runtime.meter import Meter
 from flowkit.runtime.positions import Positions, call
