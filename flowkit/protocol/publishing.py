@@ -20,7 +20,7 @@ from flowkit.message import Key
 from flowkit.protocol.events import Action, Complain, Identity, Terms
 from flowkit.protocol.ledger import Books
 from flowkit.protocol.routing import Cut, Router
-from flowkit.protocol.sender import OutBatch, Sender, Session
+from flowkit.protocol.sender import OutBatch, Sender
 
 GAP = "gap"
 AWAY = "is away"
@@ -86,8 +86,8 @@ class Publisher(Sender):
         self, identity: Identity, terms: Terms, books: Books, post: Callable[[Action], None]
     ) -> None:
         super().__init__(identity, terms, books, post)
-        self._missing: set[int] = set()
-        """Subscribers that miss something, since they were there last."""
+        self._missing: dict[int, bool] = {}
+        """Subscribers that miss something, and whether they have since the last tick."""
         self._missed: dict[int, int] = {}
         """How many messages each has missed since the last that is queued for it."""
 
@@ -100,10 +100,9 @@ class Publisher(Sender):
                 self._lose(batch, AWAY)
                 self._forget(batch)
 
-    def _deliver(self, session: Session, batch: OutBatch) -> None:
-        super()._deliver(session, batch)
-        if not self._queues[session.replica]:
-            self._missing.discard(session.replica)  # it has caught up
+    def tick(self) -> None:
+        super().tick()
+        self._missing = {replica: False for replica, still in self._missing.items() if still}
 
     def _drop_for(self, batch: OutBatch) -> bool:
         batch.span = 0
@@ -131,8 +130,9 @@ class Publisher(Sender):
             queue[0].span = min(queue[0].span + missed, MOST)
         else:
             self._missed[batch.group] = self._missed.get(batch.group, 0) + missed
-        if batch.group not in self._missing:
-            self._missing.add(batch.group)
+        new = batch.group not in self._missing
+        self._missing[batch.group] = True
+        if new:  # said once, until it has missed nothing for a second
             who = f"{self.terms.target}.{batch.group}"
             why = AWAY if reason == AWAY else "is slow, and its window is full"
             self._post(Complain(f"{self.terms.name}: {who} {why}: what it misses counts as gap"))
