@@ -93,6 +93,8 @@ class Operations:
         self.limit = LIMIT
         self.former: list[LinkPlan] = []
         """Links that were taken out: their books stay."""
+        self.on_plan: list[Callable[[Plan], object]] = []
+        """Called with the plan that holds from now on, whoever has asked for it."""
         self.later: list[Callable[[], None]] = []
         """What is to be done once the change that is under way is over."""
         self._supervisor = supervisor
@@ -329,10 +331,12 @@ class Operations:
         except ChangeError as error:
             text = "the code of before runs on"
             try:
+                # What is stopped first: those before it cannot come to rest without it.
+                stopped = [one for one in replicas if one.phase is Phase.STOPPED]
+                for replica in stopped:
+                    await self._operate(Arrival(self._project, replica, self.limit))
                 for replica in replicas:
-                    if replica.phase is Phase.STOPPED:
-                        await self._operate(Arrival(self._project, replica, self.limit))
-                    elif replica.incarnation != before[replica]:
+                    if replica not in stopped and replica.incarnation != before[replica]:
                         await self._roll([replica])
             except ChangeError as worse:
                 text = f"and not all are back to the code of before: {worse}"
@@ -354,6 +358,8 @@ class Operations:
         self.former += [link for link in old.links if link.index not in kept]
         self._before[operation] = old
         self._supervisor.plan = new
+        for tell in self.on_plan:
+            tell(new)
 
     def died(self, event: Died, last_words: str) -> None:
         """A replica has died. If it was given up, what it said last is most likely the reason."""

@@ -107,8 +107,7 @@ class Supervisor(Changeable):
         self.plan = self.load(topology)
         self.in_process = in_process
         self._resume, self._fresh = resume, fresh
-        self._sources = sources
-        self._method = method
+        self._sources, self._method = sources, method
         self._watcher: Watcher = watcher or Logging()
         self._clock = clock
         self._run = secrets.token_hex(8)
@@ -127,6 +126,7 @@ class Supervisor(Changeable):
         self._sampling: asyncio.TimerHandle | None = None
         self._words = Words(self._record, self._tell, in_process)
         self._taps = Taps(self._tell)
+        self._operations.on_plan.append(self._taps.look)
         self._peers: dict[bytes, tuple[Replica, int]] = {}
         self._peer_of: dict[tuple[str, int], tuple[bytes, int]] = {}
         self._captures = Captures(lambda name, line: self._watcher.output(name, line), self._record)
@@ -355,6 +355,7 @@ class Supervisor(Changeable):
         assert binding is not None
         where = (self._clock, binding.address, self._token, binding.send)
         self._reception = Reception(self, self._rundir, self._run, self._directory, *where)
+        self._operations.on_plan.append(self._reception.replanned)
         self._watcher = Several([self._watcher, self._reception.recorder])
 
     def _begin_run(self) -> None:
@@ -560,7 +561,6 @@ class Supervisor(Changeable):
                     self._watcher.ready(self._clock() - self._began)
             elif isinstance(action, core.Adopt):
                 self._operations.adopted(action.operation)
-                self._taps.look(self.plan)
             elif isinstance(action, core.Restore | core.Completed):
                 self._operations.happened(action)
             elif isinstance(action, core.Died):

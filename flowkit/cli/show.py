@@ -256,8 +256,9 @@ def _summary(report: Report) -> str:
         parts.append(f"{but}what {', '.join(forgetful)} held in memory")
     elif complete:
         parts.append("nothing else lost" if parts else "nothing lost")
-    stopped = " after it was stopped" if report.interrupted else ""
-    return f"drained in {seconds}{stopped}, {', '.join(parts)}"
+    # These seconds are those of the run: of one that was stopped, the drain was only the end.
+    drained = "stopped and drained after" if report.interrupted else "drained in"
+    return f"{drained} {seconds}, {', '.join(parts)}"
 
 
 def _style(report: Report) -> str:

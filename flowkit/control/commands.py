@@ -338,8 +338,6 @@ def _changed(desk: Desk, event: str, result: object, node: str | None) -> Change
     text = str(result)
     if getattr(result, "seconds", 0.0) is not None:  # else it was so before
         desk.recorder.event(event, text, node=node)
-    nodes = desk.project.plan.nodes
-    desk.recorder.resized(sum(one.replicas for one in nodes), [one.name for one in nodes])
     return Changed(text)
 
 

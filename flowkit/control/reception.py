@@ -14,6 +14,7 @@ from flowkit.control.records import RunRecord
 from flowkit.control.server import ControlServer
 from flowkit.protocol.project import Replica
 from flowkit.rundir import RunDirectory
+from flowkit.topology.plan import Plan
 
 
 class Reception:
@@ -60,6 +61,11 @@ class Reception:
     def launched(self, replica: Replica, pid: int) -> None:
         """The process of a replica has started."""
         self.recorder.launched(replica, pid)
+
+    def replanned(self, plan: Plan) -> None:
+        """The project has other nodes, or other numbers of replicas."""
+        count = sum(node.replicas for node in plan.nodes)
+        self.recorder.resized(count, [node.name for node in plan.nodes])
 
     def ended(self, report: dict[str, Any]) -> None:
         """The project has ended; `report` as `up --report` writes it."""

@@ -12,6 +12,7 @@ import pytest
 from flowkit import In, Node, Out, Source, every
 from flowkit import supervisor as supervising
 from flowkit.errors import DirtyStop
+from flowkit.operations import ChangeError
 from flowkit.store import Store
 from flowkit.topology.plan import RestartPlan
 from tests.runtime.stage import Part, Stage, books, check, collect
@@ -412,3 +413,52 @@ def test_nodes_that_follow_each_other_are_scaled_at_once(
 
     on_loop(whole())
     assert sorted(seen) == list(range(len(seen)))
+
+
+def test_code_that_cannot_start_is_taken_back_in_time(
+    stage: Any, on_loop: Any, eventually: Any
+) -> None:
+    """The replica that did not come up is started first. Those before it, which have the new code
+    already, could not come to rest without it, and would be killed in the end."""
+    seen: list[int] = []
+    broken: list[str] = []
+
+    class Steady(Source):
+        out = Out(int)
+
+        async def read(self, position: int | None) -> AsyncIterator[tuple[int, int]]:
+            number = position or 0
+            while True:
+                yield number, number + 1
+                number += 1
+                await asyncio.sleep(0)
+
+    class Fragile(Node):
+        x = In(int)
+
+        def __init__(self) -> None:
+            if broken:
+                raise ValueError(broken.pop())
+
+        def on_x(self, number: int) -> None:
+            seen.append(number)
+
+    async def whole() -> Stage:
+        async with stage({"read": Steady, "sink": Fragile}, [LINK]) as built:
+            await eventually.on_loop(lambda: len(seen) > 10)
+            broken.append("this code is no good")
+            operations = built.supervisor._operations
+            with pytest.raises(ChangeError, match="the code of before runs on"):
+                await asyncio.wait_for(operations.take_in(built.plan, ["read", "sink"], False), 10)
+            assert built.supervisor.stopped == []
+            count = len(seen)
+            await eventually.on_loop(lambda: len(seen) > count)
+            built.drain()
+            report = await built.wait()
+            check(report)
+            assert books(report, LINK).entry.redelivered == 0
+        return built
+
+    built = on_loop(whole())
+    assert len(built.deaths) == 1
+    assert seen == list(range(len(seen)))
