@@ -130,8 +130,10 @@ class Figures:
         # Of a node that has none at work, those count that there are.
         others = [key for key, one in replicas.items() if key[0] not in nodes]
         stopped = {key[0] for key in others if replicas[key].phase is Phase.STOPPED}
+        recent = {key[0] for key in working if scene.books[key].since > self._window.since}
+        changes = self._window.changes()
         return shares.situation(
-            scene.plan, scene.books, self._window.changes(), [*working, *others], stopped
+            scene.plan, scene.books, changes, [*working, *others], stopped, recent
         )
 
     def _verdict(self, scene: Scene, report: Report, run: Run) -> Verdict:

@@ -67,6 +67,8 @@ class NodeShare(Struct, frozen=True):
     """The part of `busy` that went into making things durable, on average."""
     stopped: bool = False
     """Whether the operator has stopped it."""
+    recent: bool = False
+    """Whether a replica was started meanwhile: before that nobody took what others held back."""
     awaiting: float = 0.0
     """Of a source: the share of the time that it waited for its input, on average."""
 
@@ -151,7 +153,7 @@ class _Judge:
         self._links = situation.links
         self._cores = situation.cores
         self._workers = [node for node in situation.nodes if not node.source]
-        self._sources = [node for node in situation.nodes if node.source]
+        self._sources = [node for node in situation.nodes if node.source and not node.stopped]
         self._nodes = {node.node: node for node in situation.nodes}
 
     # -- the candidates ------------------------------------------------------------------------
@@ -186,10 +188,12 @@ class _Judge:
         link = self._fullest(last or held)
         if link is None:
             return None
+        target = self._nodes.get(link.target)
+        if target is not None and target.recent:
+            return EARLY
         if link.by_window >= WINDOW * link.full:
             advice = f"raise its window ({link.window:,}): {link.target} could take more"
             return self._verdict(link.name, 0.0, "window", advice, link)
-        target = self._nodes.get(link.target)
         if target is None:
             return None
         target = max(self._asked(target), key=self._load)
@@ -215,6 +219,10 @@ class _Judge:
         return Verdict(reader.node, round(_mean(reader.busy), 4), advice, "source")
 
     def nothing(self) -> Verdict:
+        for node in self._nodes.values():
+            if node.stopped:
+                text = f"nothing limits, but {node.node} is stopped: flowkit start {node.node}"
+                return Verdict(None, 0.0, text, "idle")
         return IDLE
 
     # -- what helps ----------------------------------------------------------------------------

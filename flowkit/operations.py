@@ -190,6 +190,10 @@ class Operations:
     async def _restart(self, node: str, number: int | None) -> Outcome:
         async with self._begin() as began:
             replicas = self._replicas(node, number)
+            stopped = [one.name for one in replicas if one.phase is Phase.STOPPED]
+            if stopped:
+                what = node if len(stopped) == len(replicas) else ", ".join(stopped)
+                raise ChangeError(f"{what} is stopped", f"flowkit start {node}")
             notes = await self._roll(replicas)
             what = replicas[0].name if number is not None else f"{node}: {_replicas(len(replicas))}"
             return Outcome(f"restarted {what}", self._clock() - began, tuple(notes))

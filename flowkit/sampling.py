@@ -46,6 +46,11 @@ class Window:
             self._samples.popleft()
 
     @property
+    def since(self) -> float:
+        """When the oldest sample was taken; 0 if there is none."""
+        return self._samples[0][0] if self._samples else 0.0
+
+    @property
     def covered(self) -> float:
         """Seconds between the oldest sample and the newest."""
         return self._samples[-1][0] - self._samples[0][0] if self._samples else 0.0

@@ -112,14 +112,16 @@ def situation(
     changes: Changes,
     replicas: Iterable[Key],
     stopped: Collection[str] = (),
+    recent: Collection[str] = (),
 ) -> Situation:
     """How the nodes and links of `plan` were while `changes` happened, as far as `replicas` had a
-    part in it. The nodes `stopped` are so because the operator wants it."""
+    part in it. The nodes `stopped` are so because the operator wants it; of those that are `recent`
+    a replica was started meanwhile."""
     wanted = sorted(key for key in replicas if key in changes)
     return Situation(
         [
             _node(node, books, changes, [key for key in wanted if key[0] == node.name],
-                  node.name in stopped)
+                  node.name in stopped, node.name in recent)
             for node in plan.nodes
         ],
         [_link(link, changes) for link in plan.links],
@@ -140,6 +142,7 @@ def _node(
     changes: Changes,
     keys: Sequence[Key],
     stopped: bool,
+    recent: bool,
 ) -> NodeShare:
     mine = [changes[key] for key in keys]
     gauges = [books[key].now() for key in keys]
@@ -156,6 +159,7 @@ def _node(
         lists=max((one[shared.LISTS] for one in gauges), default=0),
         committing=sum(share(one, shared.COMMIT_NS) for one in mine) / (len(mine) or 1),
         stopped=stopped,
+        recent=recent,
         awaiting=sum(share(one, shared.INPUT_NS) for one in mine) / (len(mine) or 1),
     )
 

@@ -284,6 +284,24 @@ def test_a_node_that_was_stopped() -> None:
     assert judge(*nodes, link("read -> parse", 0.1)).kind != "stopped", "nobody waits for it"
 
 
+def test_a_node_that_was_just_started_is_not_blamed_for_the_time_before() -> None:
+    nodes = [source(busy=0.1), worker("parse", 0.02), worker("count", 0.01, cpu=[0.1])]
+    links = [link("read -> parse", 0.5), link("parse -> count", 0.4)]
+    assert judge(*nodes, *links).bottleneck == "count"
+    nodes[2] = worker("count", 0.01, cpu=[0.1], recent=True)
+    assert judge(*nodes, *links) == EARLY
+    full = link("parse -> count", 0.4, by_window=0.4, window=8)
+    assert judge(*nodes, links[0], full) == EARLY, "nor is the window of its link"
+    nodes[2] = worker("count", 0.95, recent=True)
+    assert judge(*nodes, *links).kind == "sink", "if it works all the time, it limits"
+
+
+def test_a_source_that_was_stopped_does_not_wait_for_its_input() -> None:
+    said = judge(source(busy=0.1, awaiting=0.7, stopped=True), worker("parse", 0.02))
+    assert (said.kind, said.bottleneck) == ("idle", None)
+    assert said.text == "nothing limits, but read is stopped: flowkit start read"
+
+
 def test_it_may_be_too_early() -> None:
     assert EARLY.bottleneck is None and EARLY.text == "too early to say what limits"
 

@@ -132,7 +132,7 @@ def test_the_life_of_a_detached_run(place: Place) -> None:
     row = flowkit("ls").stdout.splitlines()[1].split()
     assert (row[1], row[3], row[5]) == ("drained", "-", "0")
     out = next(place.path.glob("s/*/logs/up.out")).read_text()
-    assert "drained in" in out and "Traceback" not in out
+    assert "stopped and drained after" in out and "Traceback" not in out
 
 
 def test_logs_and_events_after_the_run(place: Place) -> None:

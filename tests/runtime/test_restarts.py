@@ -117,6 +117,8 @@ def test_a_change_does_not_wait_for_the_back_off(stage: Any, on_loop: Any, event
             await eventually.on_loop(lambda: built.deaths)
             scaling = built.supervisor.scale({"sink": 2})
             assert "1 -> 2 replicas" in str(await asyncio.wait_for(scaling, 10))
+            reception = built.supervisor._reception
+            assert reception is not None and reception.recorder.run.replicas == 3
             built.drain()
             check(await built.wait())
         return built
@@ -462,3 +464,25 @@ def test_code_that_cannot_start_is_taken_back_in_time(
     built = on_loop(whole())
     assert len(built.deaths) == 1
     assert seen == list(range(len(seen)))
+
+
+def test_what_is_stopped_is_not_restarted(stage: Any, on_loop: Any, eventually: Any) -> None:
+    """It says how to start it, and that nothing was looked at."""
+    seen: list[int] = []
+
+    async def whole() -> None:
+        parts = {"read": Part(Parcels, restart=ALWAYS), "sink": Part(collect(seen), replicas=2)}
+        Parcels.ends = []
+        async with stage(parts, [LINK]) as built:
+            await eventually.on_loop(lambda: len(seen) >= 6 and len(built.deaths) >= 1)
+            await built.supervisor.stop_node("sink")
+            for number in (None, 1):
+                with pytest.raises(ChangeError) as caught:
+                    await built.supervisor.restart("sink", number)
+                assert str(caught.value) == "sink is stopped"
+                assert caught.value.hint == "flowkit start sink"
+            await built.supervisor.start_node("sink")
+            built.drain()
+            await built.wait()
+
+    on_loop(whole())
