@@ -174,6 +174,22 @@ def test_scaling_up_step_by_step() -> None:
     assert not any(isinstance(word, control.Resume) for word in play.words("sink.0"))
 
 
+def test_two_that_follow_each_other_are_scaled_at_once() -> None:
+    """Who follows waits for the rest of those who send: new ones do not."""
+    play = running()
+    members, links = resized(play.members, play.project.links, "work", 3)
+    members, links = resized(members, links, "sink", 2)
+    play.operate(Change(play.project, members, links, LIMIT))
+    for name in ("work.2", "sink.1"):
+        play.ready(name)
+    play.rest("read.0")
+    play.rest("work.0", "work.1")
+    play.rest("sink.0")
+    for name in ("read.0", "work.0", "work.1", "work.2", "sink.0", "sink.1"):
+        play.resize(name)
+    assert play.result == ""
+
+
 def test_scaling_down_ends_what_goes_before_the_links_change() -> None:
     play = running()
     play.scale("work", 1)
