@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import platform
@@ -44,6 +45,9 @@ VERBS = {
     "bench": "Measure flowkit beside other ways, on this machine.",
 }
 """Verb to short help. `flowkit --help` shows these without importing any verb."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where nothing more can be written."""
 
 EXIT_BUG = 1
 EXIT_USAGE = 2
@@ -116,6 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report_bug()
         terminal.discard_output()
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in FULL:
+            return _report_bug()
+        terminal.discard_output()
+        _say(f"cannot write {error.filename or 'the output'}: {error.strerror}", "")
+        return EXIT_USAGE
 
 
 def _run(args: list[str]) -> int:
@@ -141,8 +151,10 @@ def _run(args: list[str]) -> int:
     except FlowkitError as error:
         _report(error)
         return error.exit_code
-    except BrokenPipeError:
-        raise
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.errno in FULL:
+            raise
+        return _report_bug()
     except Exception:
         return _report_bug()
 

@@ -185,9 +185,9 @@ def discard_output() -> None:
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except BrokenPipeError:
-                os.dup2(nowhere, stream.fileno())
-            except (AttributeError, OSError, ValueError):
+            except (AttributeError, ValueError):  # there is none, or it is closed
                 continue
+            except OSError:
+                os.dup2(nowhere, stream.fileno())
     finally:
         os.close(nowhere)

@@ -352,3 +352,17 @@ def test_closed_streams_are_no_error(closed: str, tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert (done.stdout == b"") == ("1>" in closed)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+@pytest.mark.parametrize("arguments", [["--help"], ["schema"]])
+def test_a_full_disk_is_no_bug(arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "flowkit", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+        )
+    assert done.returncode == cli.EXIT_USAGE
+    assert done.stderr.decode() == "error: cannot write the output: No space left on device\n"
