@@ -326,14 +326,14 @@ def has_journaled(path: Path, run: str, lineage: bytes) -> bool:
     query = "SELECT 1 FROM lineages WHERE run = ? AND span = ? AND root = ? AND lineage = ?"
     place = (run, lineage[:4], int.from_bytes(lineage[4:10]), lineage)
     try:
-        with closing(_open_to_read(path)) as db:
+        with closing(_open_to_read(path, timeout=0.0)) as db:
             return bool(db.execute(query, place).fetchall())
-    except sqlite3.OperationalError as error:
+    except sqlite3.Error as error:
         # Its maker has not made the table, or it died and somebody who may write has to open it.
         waits = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY)
         if _code(error) in (*waits, sqlite3.SQLITE_CANTOPEN):
             return False
-        raise
+        raise sqlite3.DatabaseError(f"{path}: {error}") from error
 
 
 def holds_batches(path: Path) -> bool:
@@ -356,9 +356,9 @@ def _was_being_made(path: Path) -> bool:
     return Path(f"{path}-journal").exists() and not Path(f"{path}-wal").exists()
 
 
-def _open_to_read(path: Path) -> sqlite3.Connection:
+def _open_to_read(path: Path, timeout: float = 5.0) -> sqlite3.Connection:
     """A connection that changes nothing, and leaves the log where it is when it is closed."""
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=timeout)
 
 
 def _log_is_broken(path: Path) -> bool:

@@ -434,6 +434,13 @@ def test_a_file_that_is_something_else(path: Path, content: bytes) -> None:
         assert reopened(path) == []
 
 
+def test_the_damaged_journal_of_another_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "other.journal"
+    path.write_bytes(b"no database " * 1000)
+    with pytest.raises(sqlite3.DatabaseError, match=r"other\.journal: .*not a database"):
+        has_journaled(path, "run", bytes(16))
+
+
 def test_rot_in_the_middle_of_the_log(history: History, tmp_path: Path) -> None:
     """SQLite alone would take it for a torn tail, and drop commits that had returned."""
     chance = random.Random(4)

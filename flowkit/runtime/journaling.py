@@ -111,9 +111,12 @@ class JournalDriver:
         if not (self._journal.dirty or self._asked or self._claims.inherited):
             return
         try:
-            self._admit()
-            if self._journal.dirty:
-                self._journal.commit()
+            try:
+                self._admit()
+            finally:
+                # Also if there is no room for claims, which may be on another disk.
+                if self._journal.dirty:
+                    self._journal.commit()
         except JournalFull as error:
             if not self._full:
                 log.error(

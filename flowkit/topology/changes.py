@@ -80,7 +80,7 @@ def _links_refuse(plan: Plan, name: str) -> list[Refusal]:
         elif link.durable and link.source == name:
             text = (
                 f"{link.name} is durable: each replica of {name} keeps a journal of what it has "
-                "sent, which would be left without an owner"
+                "sent, and a journal belongs to that many replicas"
             )
             found.append((text, AGAIN))
         elif link.durable and link.target == name and link.route != "balance":
