@@ -216,7 +216,9 @@ class Endpoint:
                 handle.cancel()
         self._awaiting = self._retry = None
         milliseconds = int(self.plan.options.get("linger", LINGER * 1000))
-        self._socket.close(milliseconds / 1000 if in_order else 0.0)
+        # What a subscriber has for a publisher that is not there are only its wishes.
+        waits = in_order and self.sender is not None and self._kind.name not in sockets.SUBSCRIBERS
+        self._socket.close(milliseconds / 1000 if waits else 0.0)
 
     # -- reading -------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from flowkit.protocol.events import Identity
 from flowkit.protocol.ledger import ROW, Books
 from flowkit.protocol.sockets import ENVELOPE, to_header
 from flowkit.report import Report
-from flowkit.runtime.foreign import Endpoint, Host
+from flowkit.runtime.foreign import LINGER, Endpoint, Host
 from flowkit.topology.plan import EndpointPlan, foreign_links
 from flowkit.transport.foreign import ForeignSocket
 from tests.runtime.conftest import Build
@@ -1170,3 +1170,12 @@ def test_what_was_sent_waits_for_a_slow_peer_at_the_end(run: Fixture) -> None:
     check(report)
     assert foreign(report, "PUSH")["out"].done == 500
     assert got > 400
+
+
+@only_ipc
+def test_a_publisher_that_never_came_holds_no_end_up(run: Fixture) -> None:
+    """ZeroMQ would wait to tell it what the subscriber wants."""
+    began = monotonic()
+    _, report, _ = run(collect([], bytes), "SUB", lambda plain: None, into="x", bind=False)
+    check(report)
+    assert monotonic() - began < LINGER
