@@ -1175,7 +1175,26 @@ def test_what_was_sent_waits_for_a_slow_peer_at_the_end(run: Fixture) -> None:
 @only_ipc
 def test_a_publisher_that_never_came_holds_no_end_up(run: Fixture) -> None:
     """ZeroMQ would wait to tell it what the subscriber wants."""
+
+    class Work(Node):
+        y = In(int)
+        x = In(bytes)
+
+        def on_y(self, number: int) -> None: ...
+
+        def on_x(self, message: bytes) -> None: ...
+
     began = monotonic()
-    _, report, _ = run(collect([], bytes), "SUB", lambda plain: None, into="x", bind=False)
+    _, report, _ = run(
+        Work,
+        "SUB",
+        lambda plain: None,
+        into="x",
+        bind=False,
+        aside=True,
+        others={"read": numbers(3)},
+        links=("read.out -> node.y",),
+        drain=False,
+    )
     check(report)
     assert monotonic() - began < LINGER
