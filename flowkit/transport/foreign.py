@@ -24,8 +24,7 @@ from flowkit.transport.zmq import MAX_FRAME, Stream
 
 PGM_HINT = (
     "the libzmq that pyzmq brings has no PGM: build pyzmq against one that does, like Debian's: "
-    "apt-get install libzmq3-dev, then pip install --no-binary pyzmq -C "
-    "cmake.define.PYZMQ_NO_BUNDLE=ON pyzmq"
+    "apt-get install libzmq3-dev, then PYZMQ_NO_BUNDLE=ON pip install --no-binary pyzmq pyzmq"
 )
 
 _IN = {"PULL", "SUB", "XSUB"}
