@@ -19,7 +19,7 @@ from flowkit.runtime.books import ReplicaBooks
 from flowkit.sampling import Window
 from flowkit.shares import Key
 from flowkit.status import LinkStatus, ReplicaStatus, Status
-from flowkit.topology.plan import LinkPlan, Plan
+from flowkit.topology.plan import LinkPlan, Plan, foreign_links
 
 LIVELY = 0.9
 """Share of the time above which a replica is shown as busy."""
@@ -99,7 +99,7 @@ class Figures:
         keys = sorted(project.replicas, key=lambda key: (order.get(key[0], len(order)), key))
         removed = [key for key in keys if project.replicas[key].phase is Phase.REMOVED]
         links = _links(scene, report, changes)
-        linked = {link.name for link in scene.plan.links}
+        linked = {link.name for link in _all_links(scene.plan)}
         return Status(
             project=scene.plan.project,
             file=scene.plan.path,
@@ -174,7 +174,7 @@ class Figures:
             memory=memory,
             memory_kind=kind,
             in_rate=None if replica.source else rate(shared.HANDLED),
-            out_rate=rate(shares.SENT) if books.links else None,
+            out_rate=None if books.ends else rate(shares.SENT),
             queue=None if replica.source else gauges[shared.QUEUE] if lives else 0,
             p50=quantile(times, 0.5) if times else None,
             p99=quantile(times, 0.99) if times else None,
@@ -183,11 +183,11 @@ class Figures:
             busy=busy,
             waiting=waiting,
             handled=gauges[shared.HANDLED],
-            sent=sum(entry.sent for entry in books.entries().values()),
+            sent=books.sent,
             restarts=replica.restarts,
             lost_state=replica.lost_state,
             source=replica.source,
-            ends=not books.links,
+            ends=books.ends,
             busy_seconds=(gauges[shared.BUSY_NS] + gauges[shared.COMMIT_NS]) / 1e9,
             waiting_seconds=gauges[shared.WAITING_NS] / 1e9,
             cpu_seconds=gauges[shared.CPU_NS] / 1e9,
@@ -220,6 +220,10 @@ def _replica_state(replica: Replica, busy: float, waiting: float) -> str:
     return words.get(replica.phase, str(replica.phase.value))
 
 
+def _all_links(plan: Plan) -> list[LinkPlan]:
+    return [*plan.links, *foreign_links(plan.nodes)]
+
+
 def _links(scene: Scene, report: Report, changes: shares.Changes) -> list[LinkStatus]:
     """All links that there are, and those that were taken out. One whose terms were changed is
     another one with the same name: what both have counted is told as one."""
@@ -227,7 +231,7 @@ def _links(scene: Scene, report: Report, changes: shares.Changes) -> list[LinkSt
     for one in report.links:
         entries.setdefault(f"{one.source} -> {one.target}", Entry()).add(one.entry)
     plans: dict[str, list[LinkPlan]] = {}
-    for link in [*scene.plan.links, *scene.former]:
+    for link in [*_all_links(scene.plan), *scene.former]:
         plans.setdefault(link.name, []).append(link)
     return [_link(same, entries[name], scene.books, changes) for name, same in plans.items()]
 
@@ -243,8 +247,8 @@ def _link(
     flows = [flow for one in books.values() for at, flow in one.flows().items() if at in indexes]
     full = shares.of_link(changes, link, shares.FULL_NS)
     return LinkStatus(
-        from_=f"{link.source}.{link.out}",
-        to=f"{link.target}.{link.into}",
+        from_=link.ends[0],
+        to=link.ends[1],
         route=link.route,
         delivery=link.delivery,
         sent=entry.sent,

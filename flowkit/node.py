@@ -23,7 +23,7 @@ from flowkit.units import duration
 F = TypeVar("F", bound=Callable[..., Any])
 
 HOOKS = ("setup", "run", "finish", "teardown")
-_RESERVED = {*HOOKS, "read", "commit", "length", "node", "replica", "replicas", "stateful"}
+_RESERVED = {*HOOKS, "drain", "read", "commit", "length", "node", "replica", "replicas", "stateful"}
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
@@ -163,10 +163,19 @@ class Node:
     replicas: int = 1
     """How many replicas the node has."""
 
+    _ask_drain: Callable[[], None] | None = None
+
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         if cls.__module__ != __name__:  # `Source` and `Sink` declare nothing
             cls.__flowkit__ = _collect(cls)
+
+    def drain(self) -> None:
+        """Ask that the project end in order, as Ctrl-C does: sources stop, what is in flight is
+        done, every node finishes. May be called anywhere on the loop; nothing happens while nobody
+        runs the node."""
+        if self._ask_drain is not None:
+            self._ask_drain()
 
     def setup(self) -> Any:
         """Called before the first message; may be a coroutine. If it raises, the replica fails."""

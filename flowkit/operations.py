@@ -32,7 +32,7 @@ from flowkit.protocol.project import (
 from flowkit.protocol.restart import RestartPolicy
 from flowkit.runtime import descriptors, spec
 from flowkit.topology.changes import Changes, Refusal, changes, refusals, scaled
-from flowkit.topology.plan import LinkPlan, Plan
+from flowkit.topology.plan import LinkPlan, Plan, foreign_links
 from flowkit.transport.zmq import raise_file_limit
 from flowkit.watching import Watching
 
@@ -79,6 +79,7 @@ def members_of(plan: Plan) -> list[Member]:
             node.source,
             node.stateful,
             node.origin,
+            node.begins,
         )
         for node in plan.nodes
     ]
@@ -358,8 +359,10 @@ class Operations:
     def adopted(self, operation: Operation) -> None:
         """From now on the new plan holds."""
         old, new = self._supervisor.plan, self._plans[operation]
-        kept = {link.index for link in new.links}
-        self.former += [link for link in old.links if link.index not in kept]
+        kept = {link.index for link in [*new.links, *foreign_links(new.nodes)]}
+        before = [*old.links, *foreign_links(old.nodes)]
+        self.former = [link for link in self.former if link.index not in kept]
+        self.former += [link for link in before if link.index not in kept]
         self._before[operation] = old
         self._supervisor.plan = new
         for tell in self.on_plan:

@@ -12,7 +12,7 @@ from flowkit.protocol.project import Phase, Project, Replica, Status, Wanted
 from flowkit.runtime import shared
 from flowkit.runtime.books import ReplicaBooks
 from flowkit.shares import situation, whole
-from flowkit.topology.plan import LinkPlan, Plan
+from flowkit.topology.plan import LinkPlan, Plan, foreign_links
 
 OK, FAILED, USAGE, DEAD_LETTERS, UNACCOUNTED = 0, 3, 2, 4, 5
 KILLED = 130
@@ -167,13 +167,13 @@ def compile_report(
     taken out while the project ran; `began` when its sources did.
     """
     links: list[LinkReport] = []
-    for link in [*plan.links, *former]:
+    for link in [*plan.links, *foreign_links(plan.nodes), *former]:
         entry = Entry()
         for book in books.values():
             entry.add(book.entries().get(link.index, Entry()))
         if link not in former:
             entry.add(replayed.get(link.name, Entry()))
-        source, target = f"{link.source}.{link.out}", f"{link.target}.{link.into}"
+        source, target = link.ends
         lossy = link.delivery == "at-most-once"
         # A link whose terms were changed is another one, with the same ends: people know one.
         same = [one for one in links if (one.source, one.target) == (source, target)]

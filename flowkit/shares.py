@@ -34,7 +34,7 @@ def counters(books: ReplicaBooks, now: float) -> list[float]:
     if since:
         # A handler that has not returned: its time is not booked yet.
         result[shared.BUSY_NS] += max(0.0, now * 1e9 - since)
-    result.append(sum(entry.sent for entry in books.entries().values()))
+    result.append(books.sent)
     return result
 
 
@@ -101,7 +101,7 @@ def of_link(changes: Changes, link: LinkPlan, what: int) -> list[float]:
     return [
         change.rate(what)
         for key, change in changes.items()
-        if isinstance(key, tuple) and len(key) == 3 and key[0] == link.source
+        if isinstance(key, tuple) and len(key) == 3 and key[0] == link.keeper
         and key[2] == link.index and change.seconds > 0
     ]  # fmt: skip
 

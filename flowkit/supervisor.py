@@ -52,7 +52,7 @@ from flowkit.runtime.books import ReplicaBooks, open_books
 from flowkit.runtime.planning import load_plan
 from flowkit.sampling import EVERY
 from flowkit.store import Store
-from flowkit.topology.plan import Plan
+from flowkit.topology.plan import Plan, kept_by
 from flowkit.transport.base import Binding, Transport
 from flowkit.transport.memory import MemoryHub, MemoryTransport
 from flowkit.transport.zmq import NAME_EXTRA, ZmqTransport, raise_file_limit
@@ -144,8 +144,7 @@ class Supervisor(Changeable):
         """For clients alone, where replicas use memory."""
         self._reception: Reception | None = None
         self._store: Store | None = None
-        self._began = 0.0
-        self._seconds = 0.0
+        self._began = self._seconds = 0.0
         self._last_words = ""
         self._closed = False
 
@@ -435,6 +434,8 @@ class Supervisor(Changeable):
                 self._later(grace, self._hurry, replica, incarnation, grace)
             elif isinstance(message, control.Ended):
                 self._project.stream_ended(replica, incarnation)
+            elif isinstance(message, control.AskDrain):
+                self.drain()
             elif isinstance(message, control.Stop):
                 self._project.stop(replica, incarnation, message.reason)
             elif isinstance(message, control.Resting | control.Held | control.Resized):
@@ -607,8 +608,7 @@ class Supervisor(Changeable):
         node = plan.node(replica.node)
         name = f"{replica.name}#{replica.incarnation}"
         rows = self._rundir.path / f"{name}.rows"
-        outputs = [link for link in plan.links if link.source == node.name]
-        self._books[key].open(rows, self._clock(), [link.index for link in outputs])
+        self._books[key].open(rows, self._clock(), kept_by(plan, node))
         assert self._binding is not None and self._launcher is not None
         description = spec.ReplicaSpec(
             project=self.plan.project,
@@ -618,7 +618,7 @@ class Supervisor(Changeable):
             replica=replica.number,
             incarnation=replica.incarnation,
             inputs=[link for link in plan.links if link.target == node.name],
-            outputs=outputs,
+            outputs=[link for link in plan.links if link.source == node.name],
             control=self._binding.address,
             run_directory=str(self._rundir.path),
             books=str(rows),

@@ -71,7 +71,7 @@ HOMES = {
 FILE_METHODS = {"read_text", "read_bytes", "write_text", "write_bytes"}
 
 # Who may change what a signal does. Naming or sending one is free.
-SIGNAL_HOMES = ("launchers/", "supervisor.py", "runtime/child.py", "cli/up.py")
+SIGNAL_HOMES = ("launchers/", "supervisor.py", "runtime/child.py", "cli/up.py", "cli/pipe.py")
 
 LONGEST = 700
 

@@ -40,6 +40,7 @@ VERBS = {
     "schema": "Print the JSON Schema of topology files, for editors.",
     "nodes": "List node classes, their channels and settings.",
     "dead-letters": "List, show, replay or drop messages that were given up.",
+    "pipe": "Pass messages from one end to another, through a function.",
     "init": "Create a project that runs and passes its own test.",
     "doctor": "Check that this machine can run topologies.",
     "bench": "Measure flowkit beside other ways, on this machine.",

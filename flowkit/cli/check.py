@@ -38,10 +38,14 @@ def command(files: tuple[str, ...], format_: str) -> int:
         if not found and topology is not None and format_ == "text":
             replicas = sum(node.replicas for node in topology.nodes.values())
             links = sum(len(link.to) for link in topology.links)
-            click.echo(
-                f"{file}: ok ({count(len(topology.nodes), 'node')}, "
-                f"{count(replicas, 'replica')}, {count(links, 'link')})"
-            )
+            parts = [
+                count(len(topology.nodes), "node"),
+                count(replicas, "replica"),
+                count(links, "link"),
+            ]
+            if topology.endpoints:
+                parts.append(count(len(topology.endpoints), "endpoint"))
+            click.echo(f"{file}: ok ({', '.join(parts)})")
     if not problems:
         return 0
     if format_ == "text":

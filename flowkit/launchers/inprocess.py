@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from signal import SIGKILL
 
+import zmq
+
 from flowkit.errors import OperatorError
 from flowkit.launchers.base import Launcher, OnExit, OnStarted
 from flowkit.protocol.project import CONFIGURATION
@@ -34,6 +36,7 @@ class InProcessLauncher(Launcher):
     def __init__(self, on_started: OnStarted, on_exit: OnExit, hub: MemoryHub) -> None:
         super().__init__(on_started, on_exit)
         self._hub = hub
+        self._sockets: zmq.Context[zmq.Socket[bytes]] | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
@@ -66,7 +69,8 @@ class InProcessLauncher(Launcher):
         transport = MemoryTransport(self._hub, asyncio.get_running_loop())
         try:
             try:
-                kit = Kit(tracer=of_application(spec.node.name, spec.replica))
+                tracer = of_application(spec.node.name, spec.replica)
+                kit = Kit(tracer=tracer, context=self._context)
                 runner = Runner(spec, node, transport, kit=kit)
             except OperatorError as error:
                 raise _Misconfigured(spec.name) from error
@@ -75,6 +79,12 @@ class InProcessLauncher(Launcher):
             flush_files()
             # The last frames are still on their way through the loop; the hub keeps them.
             transport.close(1.0)
+
+    def _context(self) -> zmq.Context[zmq.Socket[bytes]]:
+        """One for all replicas, so that they meet at inproc addresses."""
+        if self._sockets is None:
+            self._sockets = zmq.Context()
+        return self._sockets
 
     def _ended(self, name: str, spec: bytes, task: asyncio.Task[None]) -> None:
         del self._tasks[name]
@@ -99,3 +109,7 @@ class InProcessLauncher(Launcher):
         for task in tasks:
             with suppress(asyncio.CancelledError, Exception):
                 await task
+        if self._sockets is not None:
+            # Waits for messages that linger; the loop turns meanwhile.
+            await asyncio.to_thread(self._sockets.term)
+            self._sockets = None

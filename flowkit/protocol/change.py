@@ -388,6 +388,7 @@ class Change(Operation):
         if replica.restart.policy != member.policy:
             replica.restart = RestartState(member.policy)
         replica.source, replica.stateful = member.source, member.stateful
+        replica.begins = member.source or member.begins
 
     def _waits_for(self, replica: Replica) -> bool:
         same = self._awaited.get(replica) == replica.incarnation

@@ -37,6 +37,12 @@ class Ended(msgspec.Struct, tag=True):
     incarnation: int
 
 
+class AskDrain(msgspec.Struct, tag=True):
+    """Replica: the node asks that the project be drained."""
+
+    incarnation: int
+
+
 class Stop(msgspec.Struct, tag=True):
     """Replica: the node's error policy asks to stop the project."""
 
@@ -252,7 +258,9 @@ class TapHeard(msgspec.Struct, tag=True):
     size: int
 
 
-FromReplica = Ready | Done | Ended | Stop | Replayed | Said | Tapped | Resting | Held | Resized
+FromReplica = (
+    Ready | Done | Ended | AskDrain | Stop | Replayed | Said | Tapped | Resting | Held | Resized
+)
 FromSupervisor = (
     Start
     | ProducerAt

@@ -41,7 +41,7 @@ from flowkit.protocol.lineage import FAILED, Root, Roots, Seen, Work, derive
 from flowkit.protocol.patterns import Inbox, receiver_for, sender_for
 from flowkit.protocol.receiver import InBatch, Receiver
 from flowkit.protocol.routing import Cut, Router
-from flowkit.protocol.sender import OutBatch, Sender
+from flowkit.protocol.sender import OutBatch
 from flowkit.wire import Data, Frame
 
 BATCH_BYTES = 8 << 20
@@ -58,7 +58,6 @@ stream becomes a thousand, all replicas of the pool get some."""
 
 MESSAGE_BYTES = 512 << 20
 """The largest message that may be sent."""
-
 
 REPLAYED = 0
 """The session of a batch that is replayed. Real ones hold an incarnation and are never 0."""
@@ -81,7 +80,7 @@ class Phase(Enum):
 class Outlet:
     """One output link: where it leads, how its messages are cut and encoded."""
 
-    sender: Sender
+    sender: Any  # a Sender, or a ForeignSender
     router: Router
     codec: Codec[Any]
     way: bytes
@@ -140,7 +139,7 @@ class Engine:
         self._asked_held: list[tuple[str, int]] = []
         self._inputs = {terms.index: terms for terms in inputs}
         self._outlets: dict[str, list[Outlet]] = {}
-        self.senders: dict[int, Sender] = {}
+        self.senders: dict[int, Any] = {}
         self._stream_ended = False
         self._commit_due = False
         self._taken = 0
@@ -168,6 +167,18 @@ class Engine:
             way = f"{identity.run}/{terms.out}".encode()
             outlet = Outlet(sender, router, codec, way)
             self._outlets.setdefault(terms.out, []).append(outlet)
+
+    def join(self, receivers: Iterable[Any], outlets: Iterable[Outlet]) -> None:
+        """Links with foreign peers, before any work: see `flowkit.protocol.foreign`."""
+        for receiver in receivers:
+            terms = self._inputs[receiver.terms.index] = receiver.terms
+            self._receivers[terms.index] = [receiver]
+            inbox = self.inboxes.setdefault(terms.into, Inbox(terms.into, receiver.concurrency))
+            receiver.pace = inbox.pace
+            inbox.add(receiver)
+        for outlet in outlets:
+            self.senders[outlet.sender.terms.index] = outlet.sender
+            self._outlets.setdefault(outlet.sender.terms.out, []).append(outlet)
 
     # -- what peers and the supervisor say -----------------------------------------------------
 
@@ -622,12 +633,9 @@ def _part(piece: Cut, place: slice) -> Cut:
     )
 
 
-_Columns = tuple[list[Any], list[Key] | None, list[Any] | None]
-
-
 def _sort_out(
     outlet: Outlet, messages: list[Any], keys: list[Key] | None, headers: list[Any] | None
-) -> tuple[_Columns, list[tuple[int, EncodeError | MessageTooLarge]]]:
+) -> tuple[tuple[Any, Any, Any], list[tuple[int, EncodeError | MessageTooLarge]]]:
     """Part the messages that can be sent from the places of those that cannot, one by one."""
     places: list[int] = []
     faults: list[tuple[int, EncodeError | MessageTooLarge]] = []

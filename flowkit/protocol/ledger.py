@@ -26,6 +26,7 @@ REASONS = (
     "server lost",
     "cancelled",
     "gap",
+    "no peer",
 )
 """Why messages are dropped; their order is their place in the row."""
 
@@ -178,8 +179,9 @@ class Entry:
         for reason, count in other.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + count
 
-    def bury(self, replayed: bool, lossy: bool = False) -> None:
-        """The producer is dead: what it had not settled will not be settled by it.
+    def bury(self, replayed: bool, lossy: bool = False, reason: str = "producer died") -> None:
+        """Who keeps these books, the producer as a rule, is dead: what it had not settled will not
+        be settled by it.
 
         What it made of its input is superseded, since that input is delivered again. What began in
         it is superseded only if it is `replayed` (a source with positions), else it is lost, and so
@@ -188,7 +190,7 @@ class Entry:
         rest = self.in_flight
         lost = rest if lossy else 0 if replayed else min(rest, self.own_unsettled)
         if lost:
-            self.dropped["producer died"] = self.dropped.get("producer died", 0) + lost
+            self.dropped[reason] = self.dropped.get(reason, 0) + lost
         self.superseded += rest - lost
         self.own_unsettled = 0
 

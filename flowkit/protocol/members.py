@@ -60,6 +60,8 @@ class Member(NamedTuple):
     stateful: bool
     origin: int = 0
     """Number of replica 0 in the project."""
+    begins: bool = False
+    """Whether it reads from foreign peers, so that streams begin in it, too."""
 
 
 @dataclass(slots=True, eq=False)
@@ -98,6 +100,8 @@ class Replica:
     """Whether they know of any incarnation, or are to be."""
     begun: bool = False
     """Whether this incarnation was told to `Start`."""
+    begins: bool = False
+    """Whether a stream begins in it: it is told when to start, and when to stop."""
     edition: int = 0
     """Which links the incarnation was launched with, or told of."""
 

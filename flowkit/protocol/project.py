@@ -269,7 +269,7 @@ class Project:
             self.started = True
             self.actions.append(Started())
             self.start_sources()
-        if self.draining and replica.source:
+        if self.draining and replica.begins:
             self.tell(replica, control.Drain())
         if self.operation is not None:
             self.operation.ready(replica)
@@ -472,9 +472,11 @@ class Project:
         if replica is None:
             replica = Replica(member.name, number, state, member.source, member.stateful)
             replica.origin = origin
+            replica.begins = member.source or member.begins
             self.replicas[member.name, number] = replica
             return replica
         replica.restart, replica.source, replica.stateful = state, member.source, member.stateful
+        replica.begins = member.source or member.begins
         replica.phase, replica.wanted = Phase.WAITING, Wanted.UP
         replica.discarded = replica.known = False
         replica.life += 1
@@ -547,14 +549,15 @@ class Project:
                 if replica.phase is not Phase.STOPPED:
                     continue
                 producers = self.producers_of(replica.node)
-                if self.draining if replica.source else all(one.done for one in producers):
+                ended = self.draining or not replica.begins
+                if ended and all(one.done for one in producers):
                     replica.phase = Phase.ENDED
                     self._announce(replica, replica.incarnation, done=True)
                     moved = True
         self._check_over()
 
     def _sources(self) -> list[Replica]:
-        return [replica for replica in self.replicas.values() if replica.source]
+        return [replica for replica in self.replicas.values() if replica.begins]
 
     def _fail(self, status: Status, reason: str) -> None:
         self.status = status

@@ -10,7 +10,7 @@ from flowkit.protocol.ledger import Entry, Flow
 from flowkit.protocol.project import Replica
 from flowkit.runtime import shared
 from flowkit.runtime.shared import SharedRows
-from flowkit.topology.plan import Plan
+from flowkit.topology.plan import Plan, foreign_links, kept_by
 
 
 class ReplicaBooks:
@@ -21,9 +21,12 @@ class ReplicaBooks:
         links: Sequence[int],
         lossy: list[int],
         replayed: bool,
+        received: Sequence[int] = (),
     ) -> None:
         self.links = links
         self.lossy = lossy
+        self.received = list(received)
+        """The links that come from foreign peers, for which the consumer keeps the books."""
         self.replayed = replayed
         self.rows: SharedRows | None = None
         self.path: Path | None = None
@@ -57,7 +60,8 @@ class ReplicaBooks:
         self.alive = self.seconds(now)
         for link, entry in self.entries(live_only=True).items():
             if dead:
-                entry.bury(self.replayed, link in self.lossy)
+                reason = "consumer died" if link in self.received else "producer died"
+                entry.bury(self.replayed, link in self.lossy, reason)
             self.past[link].add(entry)
         self.rows.close()
         self.rows = None
@@ -74,6 +78,17 @@ class ReplicaBooks:
             for number, link in enumerate(self.links):
                 result[link].add(self.rows.books[number].read())
         return result
+
+    @property
+    def sent(self) -> int:
+        """Messages sent, over all output links."""
+        entries = self.entries().items()
+        return sum(entry.sent for link, entry in entries if link not in self.received)
+
+    @property
+    def ends(self) -> bool:
+        """Whether nothing leads away from the replica."""
+        return all(link in self.received for link in self.links)
 
     def flows(self) -> dict[int, Flow]:
         """How each output link flows."""
@@ -134,8 +149,11 @@ def open_books(
     lossy = [link.index for link in plan.links if link.delivery == "at-most-once"]
     for key, replica in replicas.items():
         node = next((node for node in plan.nodes if node.name == replica.node), None)
+        foreign = foreign_links([node] if node is not None else [])
+        received = [link.index for link in foreign if link.into]
+        here = [*lossy, *(link.index for link in foreign)]
         if key in books:
-            books[key].lossy += lossy
+            books[key].lossy += here
+            books[key].received += received
         elif node is not None:
-            links = [link.index for link in plan.links if link.source == replica.node]
-            books[key] = ReplicaBooks(links, list(lossy), node.positions)
+            books[key] = ReplicaBooks(kept_by(plan, node), here, node.positions, received)

@@ -18,6 +18,9 @@ CHILD = 4
 """Descriptors per replica in the supervisor, or in the nursery: its output, its control line, and
 those that are given to it while it starts; or its two pipes and its pidfd."""
 
+FOREIGN = 8
+"""Descriptors for an endpoint: its socket, and some peers. How many come nobody knows."""
+
 
 def needed(plan: Plan) -> tuple[int, str]:
     """The most descriptors that a process of the project takes, and which process that is."""
@@ -27,7 +30,8 @@ def needed(plan: Plan) -> tuple[int, str]:
         # A socket has one of its own besides those of its lines.
         inputs = sum(2 * link.producers for link in plan.links if link.target == node.name)
         outputs = sum(3 + link.consumers for link in plan.links if link.source == node.name)
-        most = max(most, (BASE + inputs + outputs, f"a replica of {node.name}"))
+        foreign = FOREIGN * len(node.endpoints)
+        most = max(most, (BASE + inputs + outputs + foreign, f"a replica of {node.name}"))
     return most
 
 

@@ -23,6 +23,7 @@ from flowkit.errors import LocalProtocolError
 from flowkit.runtime.inspector import Answered, Began, Compared, Listed, Record
 from flowkit.topology.check import ends
 from flowkit.topology.facts import (
+    EndpointQuestion,
     Finding,
     Inspection,
     LinkQuestion,
@@ -30,6 +31,7 @@ from flowkit.topology.facts import (
     Questions,
 )
 from flowkit.topology.model import Topology
+from flowkit.topology.plan import channels_of
 from flowkit.topology.values import plain, retyped
 
 TIME_LIMIT = 60.0
@@ -88,6 +90,7 @@ def ask(
             [one for one in questions.nodes if one.use.partition(":")[0] != culprit.module],
             questions.links,
             [one for one in questions.modules if one != culprit.module],
+            questions.endpoints,
         )
         if status is None:
             # No time is left for a second child; what the first one found stands.
@@ -123,7 +126,11 @@ def _questions(topology: Topology) -> Questions:
                         topics=bool(link.topics),
                     )
                 )
-    return Questions(nodes, links)
+    endpoints = [
+        EndpointQuestion(index, *channels_of(endpoint), endpoint.codec)
+        for index, endpoint in enumerate(topology.endpoints)
+    ]
+    return Questions(nodes, links, endpoints=endpoints)
 
 
 def _collect(result: Inspection, records: Sequence[Record]) -> Began | None:

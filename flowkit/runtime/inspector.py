@@ -22,7 +22,7 @@ from flowkit.errors import DeclarationError, SettingsError
 from flowkit.importing import NotImportable, load_module, load_object
 from flowkit.node import NodeInfo, Setting, describe
 from flowkit.runtime.settings import convert, examine
-from flowkit.runtime.wiring import code_objects, examine_link, written_by_user
+from flowkit.runtime.wiring import code_objects, examine_endpoint, examine_link, written_by_user
 from flowkit.topology.compatible import type_name
 from flowkit.topology.facts import (
     ChannelFacts,
@@ -107,6 +107,9 @@ def answers(questions: Questions) -> Iterator[Record]:
     for link in questions.links:
         if link.source in infos and link.into_node in infos:
             found += examine_link(link, infos[link.source], infos[link.into_node])
+    for endpoint in questions.endpoints:
+        if endpoint.node in infos:
+            found += examine_endpoint(endpoint, infos[endpoint.node])
     yield Compared(found)
 
 

@@ -12,6 +12,7 @@ from flowkit.protocol.receiver import InBatch
 from flowkit.runtime.inlet import Shop
 from flowkit.runtime.spec import ReplicaSpec
 from flowkit.store import DeadLetter
+from flowkit.topology.plan import foreign_links
 from flowkit.wire import Data
 
 
@@ -22,7 +23,8 @@ def replay(
     say: Callable[[control.FromReplica], None],
 ) -> None:
     """Handle `letter` again; `say` is told what became of it, also if it cannot be tried."""
-    link = next((link for link in spec.inputs if link.name == letter.link), None)
+    links = [*spec.inputs, *foreign_links([spec.node])]
+    link = next((link for link in links if link.into and link.name == letter.link), None)
     if shop.engine.phase is not Phase.OPEN:
         say(control.Replayed(letter.number, f"{spec.name} is ending"))
         return

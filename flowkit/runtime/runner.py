@@ -11,7 +11,6 @@ everything that is due is sent. Turns are asked for with `wake`, and run from th
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
@@ -21,7 +20,7 @@ from typing import Any
 from flowkit.channels import Outbox
 from flowkit.clock import Clock, monotonic
 from flowkit.errors import ReplicaError, TransportError, WireError
-from flowkit.node import Node, Sink, Source
+from flowkit.node import Node, Source
 from flowkit.protocol import control, events
 from flowkit.protocol.engine import Engine, Phase, Unsendable
 from flowkit.protocol.ledger import ROW, Books
@@ -29,7 +28,9 @@ from flowkit.protocol.lineage import Work
 from flowkit.protocol.watch import LOOKS
 from flowkit.runtime import shared
 from flowkit.runtime.asking import Asking
+from flowkit.runtime.committing import Committing
 from flowkit.runtime.confirming import Confirms
+from flowkit.runtime.foreign import Foreign
 from flowkit.runtime.handling import Ports, StopProject, Undertaker
 from flowkit.runtime.inlet import Shop
 from flowkit.runtime.journaling import JournalDriver
@@ -48,6 +49,7 @@ from flowkit.runtime.stacks import warn_of_standstill
 from flowkit.runtime.tapping import Tapping
 from flowkit.runtime.timers import Timers, guard_state
 from flowkit.store import Store
+from flowkit.topology.plan import foreign_links
 from flowkit.transport.base import Binding, Connection, Transport
 from flowkit.wire import decode, encode
 
@@ -101,6 +103,7 @@ class Runner:
         self._context.run(current_replica.set, (spec.node.name, spec.replica))
         self.node = node
         node.node, node.replica, node.replicas = spec.node.name, spec.replica, spec.node.replicas
+        node._ask_drain = lambda: self.say(control.AskDrain(spec.incarnation))
         self._info = info = node.__flowkit__
         self._transport = transport
         self._tcp = tcp or transport
@@ -108,18 +111,24 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         self._left: asyncio.Future[None] = self._loop.create_future()
         self._store = Store(spec.store, spec.durable)
-        self._rows = SharedRows(spec.books, len(spec.outputs)) if spec.books else None
+        kept = [link.index for link in [*spec.outputs, *foreign_links([spec.node])]]
+        self._rows = SharedRows(spec.books, len(kept)) if spec.books else None
         self._gauges: Any = self._rows.gauges if self._rows else [0] * shared.GAUGES
-        books = self._rows.books if self._rows else [Books([0] * ROW) for _ in spec.outputs]
+        books = self._rows.books if self._rows else [Books([0] * ROW) for _ in kept]
         self.engine = Engine(
             spec.identity(),
             [terms_of(link) for link in spec.inputs],
             [
                 (terms_of(link), router_of(link), codec_of(info, link, out=True), book)
-                for link, book in zip(spec.outputs, books, strict=True)
+                for link, book in zip(spec.outputs, books, strict=False)
             ],
             {name: channel.concurrency for name, channel in info.inputs.items()},
         )
+        booked = dict(zip(kept, books, strict=True))
+        self._foreign = Foreign(
+            spec, node, self.engine, booked, kit.context, self.wake, self.fail, clock
+        )
+        inputs = [*spec.inputs, *self._foreign.links]
         self._ports = Ports(node)
         name = (spec.node.name, spec.replica)
         self._undertaker = Undertaker(
@@ -130,7 +139,8 @@ class Runner:
             self.engine,
             self._ports,
             self._undertaker,
-            {link.index: codec_of(info, link, out=False) for link in spec.inputs},
+            {link.index: codec_of(info, link, out=False) for link in spec.inputs}
+            | self._foreign.codecs,
             self._release,
             clock,
             self.wake,
@@ -140,7 +150,7 @@ class Runner:
         )
         self._tapping = Tapping(self._shop, self.engine, self.say, clock)
         self._inlets = [
-            inlet_of(self._shop, [one for one in spec.inputs if one.into == into], into, number)
+            inlet_of(self._shop, [one for one in inputs if one.into == into], into, number)
             for number, into in enumerate(self.engine.inboxes, 1)
         ]
         self._meter = Meter(
@@ -149,6 +159,7 @@ class Runner:
         self._outflow = Outflow(self.engine, self._ports, self._release, self.wake, clock)
         self._asking = Asking(self._shop, spec.outputs, self._born, self._meter.accrue)
         forgets = {link.out: link.forgets for link in spec.outputs if link.forgets}
+        forgets |= {link.out: link.name for link in self._foreign.links if link.out}
         self._confirms = Confirms(self.engine, self._release, self.wake, self._born, forgets)
         for port in self._ports.ports.values():
             port.attach(self._outflow.room, self._confirms.deliver)
@@ -181,10 +192,9 @@ class Runner:
         """Whether there was nothing to watch at the last beat."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._positions = Positions(spec, node, self._store, self._spawn)
-        self._undurable: list[tuple[Work, int]] | None = (
-            [] if isinstance(node, Sink) and type(node).commit is not Sink.commit else None
+        self._committing = Committing(
+            node, self._meter, clock, self._settle_work, self._spawn, self.wake
         )
-        self._syncing = False
         self._resting = Resting(self)
         self.garbage = 0
         """Frames that made no sense."""
@@ -268,7 +278,8 @@ class Runner:
             if self._kit.courier is not None:
                 await self._kit.courier.disconnect(LAST_WORDS)
             # CLOSE frames must arrive; of what fails, others know by its death.
-            linger = LINGER if self.engine.phase is Phase.CLOSED else 0.0
+            in_order = self.engine.phase is Phase.CLOSED
+            linger = LINGER if in_order else 0.0
             for binding in self._bindings.values():
                 binding.close(linger)
             for connection in self._connections.values():
@@ -278,6 +289,7 @@ class Runner:
             self._store.close()
             for journal in self._journals.values():
                 journal.close()
+            self._foreign.close(in_order)
             if self._rows is not None:
                 self._gauges = [0] * shared.GAUGES
                 self._rows.close()
@@ -354,6 +366,9 @@ class Runner:
 
     def _start(self) -> None:
         """Everybody is ready: a source begins."""
+        self._foreign.start()
+        if not self._info.source:
+            return
         self.timers.start()
         if self._draining:
             return
@@ -404,12 +419,14 @@ class Runner:
     def resume(self) -> None:
         """The project has rested, and goes on."""
         self.engine.resume()
+        self._foreign.resume()
         if self._driver is not None:
             self._driver.resume()
         self.wake()
 
     async def stop_reading(self) -> None:
         """End what a source reads, without ending its stream: another incarnation goes on."""
+        self._foreign.halt()
         self._draining = True
         if self._driver is not None:
             self._driver.drain()
@@ -417,6 +434,7 @@ class Runner:
 
     def drain(self) -> None:
         """A source is to stop reading."""
+        self._foreign.drain()
         self._draining = True
         if self._driver is not None:
             self._driver.drain()
@@ -459,10 +477,9 @@ class Runner:
             return
         if self._inlets and self.engine.phase is Phase.OPEN:
             self._handle()
-        if self._undurable and not self._syncing:
-            self._sync(self._undurable)
-            self._undurable = []
+        self._committing.flush()
         self._outflow.flush()
+        self._foreign.flush()
         self._confirms.flush()
         self._asking.flush()
         self.engine.flush()
@@ -470,28 +487,6 @@ class Runner:
             self._settling.set_result(None)
         self._act()
         self._meter.note(self._clock())
-
-    def _sync(self, works: list[tuple[Work, int]]) -> None:
-        """Let a sink make durable what its handlers did, then acknowledge it."""
-        assert isinstance(self.node, Sink)
-        self._meter.commits(self._clock())
-        result = self.node.commit()
-        if inspect.isawaitable(result):
-            self._syncing = True
-            self._spawn(self._synced(result, works))
-        else:
-            self._durable(works)
-
-    async def _synced(self, committing: Any, works: list[tuple[Work, int]]) -> None:
-        await committing
-        self._syncing = False
-        self._durable(works)
-        self.wake()
-
-    def _durable(self, works: list[tuple[Work, int]]) -> None:
-        self._meter.commits(self._clock(), ends=True)
-        for work, count in works:
-            self._settle_work(work, count)
 
     def _handle(self) -> None:
         until = self._clock() + TURN
@@ -524,10 +519,7 @@ class Runner:
                 faults = self.engine.release(work, name, messages, keys, headers)
                 if faults:
                     self._lament(faults)
-        if self._undurable is None:
-            self._settle_work(work, count)
-        else:
-            self._undurable.append((work, count))
+        self._committing.add(work, count)
 
     def _settle_work(self, work: Work, count: int) -> None:
         self._meter.settled(work, count)
@@ -622,7 +614,7 @@ class Runner:
         now = self._clock()
         self._meter.turned(now)
         nothing = self._look(now)
-        self._rests = nothing and self._driver is None and not self._syncing
+        self._rests = nothing and self._driver is None and not self._committing.running
         time = self._loop.time()
         early = EARLY * TICK if self._rests else 0.0
         if time >= self._tick_at - early:

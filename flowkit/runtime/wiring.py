@@ -18,7 +18,7 @@ from flowkit.errors import DeclarationError
 from flowkit.importing import did_you_mean
 from flowkit.node import NodeInfo
 from flowkit.topology.compatible import field_path, mismatch, scalar, type_name
-from flowkit.topology.facts import Finding, LinkQuestion
+from flowkit.topology.facts import EndpointQuestion, Finding, LinkQuestion
 
 
 def examine_link(link: LinkQuestion, source: NodeInfo, target: NodeInfo) -> list[Finding]:
@@ -61,6 +61,22 @@ def examine_link(link: LinkQuestion, source: NodeInfo, target: NodeInfo) -> list
     if link.route == "key" or (link.pattern == "pubsub" and (link.by or link.topics)):
         findings += _key(link, whole, source, out.key, out.type, sender)
     return findings
+
+
+def examine_endpoint(endpoint: EndpointQuestion, info: NodeInfo) -> list[Finding]:
+    """Whether the codec of an endpoint can carry what its channels do."""
+    for name in endpoint.channels:
+        channel = info.inputs.get(name) or info.outputs.get(name)
+        if channel is None:
+            continue
+        try:
+            codec_for(channel.type, endpoint.codec or channel.codec)
+        except DeclarationError as error:
+            where: list[str | int] = ["endpoints", endpoint.index]
+            where.append("codec" if endpoint.codec else "channel")
+            text = str(error).removesuffix(f"; {error.hint}") if error.hint else str(error)
+            return [Finding(where, "E306", f"'{endpoint.node}.{name}': {text}", error.hint)]
+    return []
 
 
 def _request(link: LinkQuestion, source: NodeInfo, target: NodeInfo) -> list[Finding]:

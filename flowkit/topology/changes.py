@@ -59,6 +59,10 @@ def refusals(plan: Plan, replicas: Mapping[str, int], lose_state: bool) -> list[
                 "more or fewer of them some of it would be read twice, or never"
             )
             found.append((text, AGAIN))
+        bound = [one for one in node.endpoints if one.bind]
+        if bound:
+            text = f"{name} binds {bound[0].addresses[0]}, and only one process can"
+            found.append((text, f"let its peers bind, and {name} connect: {AGAIN}"))
         found += _links_refuse(plan, name)
         keyed = [link for link in plan.links if link.target == name and link.route == "key"]
         if node.stateful and keyed and not lose_state:
@@ -152,6 +156,7 @@ _NODE = {
     "env": "env",
     "on_error": "on_error",
     "watchdog": "watchdog",
+    "endpoints": "endpoints",
 }
 """Members of a `NodePlan` that only a new process takes in, and their names in the file."""
 
@@ -241,7 +246,7 @@ def _links(
     """The links to come, with their numbers; names of those added, removed and changed."""
     olds = {link.name: link for link in old.links}
     news = {link.name for link in new.links}
-    number = max((link.index for link in [*old.links, *former]), default=-1)
+    number = max([-1, *(link.index for link in [*old.links, *former])])
     links: list[LinkPlan] = []
     added: list[str] = []
     changed: dict[str, list[str]] = {}

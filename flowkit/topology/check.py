@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from flowkit.errors import Problem
 from flowkit.importing import did_you_mean, suggest
-from flowkit.topology import names, patterns
+from flowkit.topology import endpoints, names, patterns
 from flowkit.topology.facts import Inspection
 from flowkit.topology.model import LinkModel, Topology
 from flowkit.topology.plan import FORGETTING
@@ -69,6 +69,7 @@ def check(topology: Topology, inspection: Inspection, readable: bool = True) -> 
     for index, link in enumerate(topology.links):
         graph.options(index, link)
         graph.link(index)
+    graph.used |= endpoints.examine(topology, inspection.classes, graph.say)
     graph.count()
     graph.cycles()
     if readable or any(link.from_ and link.to and all(link.to) for link in topology.links):
@@ -84,12 +85,12 @@ class _Graph:
         self._edges: dict[str, dict[str, Place]] = {}
         self._seen: dict[tuple[str, str], Place] = {}
         self._asks: dict[str, Place] = {}
-        self._used: set[tuple[str, str, str]] = set()
+        self.used: set[tuple[str, str, str]] = set()
         # Nodes that a misspelt end most probably meant: not also reported as unconnected.
         self._excused: set[str] = set()
         self._comparisons = MOST_COMPARISONS
 
-    def _say(self, place: Place, code: str, message: str, hint: str = "") -> None:
+    def say(self, place: Place, code: str, message: str, hint: str = "") -> None:
         self.problems.append(place.problem(code, message, hint))
 
     # -- one link ----------------------------------------------------------------------------
@@ -103,7 +104,7 @@ class _Graph:
             and link.delivery != "at-most-once"
             and link.pattern not in FORGETTING
         ):
-            self._say(
+            self.say(
                 marks.value((*at, "when_full")),
                 "E115",
                 f"when_full: {link.when_full} loses messages, and delivery: at-least-once "
@@ -111,29 +112,29 @@ class _Graph:
                 "add 'delivery: at-most-once', or remove when_full",
             )
         if link.durable and link.delivery == "at-most-once":
-            self._say(
+            self.say(
                 marks.value((*at, "durable")),
                 "E115",
                 "durable keeps messages until they are done, and delivery: at-most-once does not",
                 "remove one of the two",
             )
         if link.fsync != "group" and not link.durable and link.pattern not in FORGETTING:
-            self._say(
+            self.say(
                 marks.key((*at, "fsync")),
                 "E115",
                 "'fsync' has no meaning without a journal",
                 "add 'durable: true', or remove 'fsync'",
             )
-        patterns.options(self.topology, index, link, self._say)
+        patterns.options(self.topology, index, link, self.say)
         if link.by is not None and link.route != "key" and link.pattern == "pipeline":
-            self._say(
+            self.say(
                 marks.key((*at, "by")),
                 "E115",
                 f"'by' has no meaning with route: {link.route}",
                 "add 'route: key', or remove 'by'",
             )
         if link.codec == "pickle" and link.transport == "tcp":
-            self._say(
+            self.say(
                 marks.value((*at, "codec")),
                 "E115",
                 "codec: pickle over transport: tcp would let any peer run code",
@@ -149,19 +150,19 @@ class _Graph:
         elif not self._known(source, "out"):
             source = None
         else:
-            self._used.add(("out", source.node, source.channel))
+            self.used.add(("out", source.node, source.channel))
         if not targets:
             self._excuse(self.topology.marks.value(("links", index, "to")))
         for target in targets:
             if not self._known(target, "in"):
                 continue
-            self._used.add(("in", target.node, target.channel))
+            self.used.add(("in", target.node, target.channel))
             if source is None:
                 continue
             place = self.topology.marks.value(target.path)
             pair = (str(source), str(target))
             if pair in self._seen:
-                self._say(
+                self.say(
                     place,
                     "E208",
                     f"duplicate link {source} -> {target}: {self._seen[pair]} and {place}",
@@ -172,7 +173,7 @@ class _Graph:
             if not self._fits(link, source, target, place):
                 continue
             if source.node == target.node:
-                self._say(
+                self.say(
                     place,
                     "E204",
                     f"'{source.node}' is linked to itself: {source} -> {target}",
@@ -189,11 +190,11 @@ class _Graph:
         if not out or not into:
             return True
         ends = (str(source), out), (str(target), into)
-        if not patterns.channels(place, link, *ends, self._say):
+        if not patterns.channels(place, link, *ends, self.say):
             return False
         before = self._asks.setdefault(str(source), place) if out.answer else place
         if before is not place:
-            self._say(
+            self.say(
                 place,
                 "E209",
                 f"'{source}' asks another node already: {before}",
@@ -216,7 +217,7 @@ class _Graph:
             guess = suggest(end.node, nodes)
             if guess is not None:
                 self._excused.add(guess)
-            self._say(
+            self.say(
                 place.within(end.node),
                 "E201",
                 f"link {'from' if direction == 'out' else 'to'} unknown node '{end.node}'",
@@ -234,7 +235,7 @@ class _Graph:
         word = "output" if direction == "out" else "input"
         other = "in" if direction == "out" else "out"
         if facts.has(other, end.channel):
-            self._say(
+            self.say(
                 spot,
                 "E203",
                 f"'{end}' is an {'input' if other == 'in' else 'output'}, not an {word}",
@@ -246,7 +247,7 @@ class _Graph:
         hint = did_you_mean(end.channel, known) or (
             f"its {word}s are {', '.join(known)}" if known else f"it has no {word}s"
         )
-        self._say(spot, "E202", f"node '{end.node}' has no {word} '{end.channel}'", hint)
+        self.say(spot, "E202", f"node '{end.node}' has no {word} '{end.channel}'", hint)
         return False
 
     def count(self) -> None:
@@ -255,7 +256,7 @@ class _Graph:
         for name, node in self.topology.nodes.items():
             total += node.replicas
             if total > MAX_ALL_REPLICAS:
-                self._say(
+                self.say(
                     self.topology.marks.value(("nodes", name, "replicas")),
                     "E107",
                     f"with node '{name}' the project has {total:,} replicas",
@@ -283,7 +284,7 @@ class _Graph:
                 target, place = step
                 if state.get(target) == 1:
                     round_ = [*path[path.index(target) :], target]
-                    self._say(
+                    self.say(
                         place,
                         "E205",
                         "the links form a cycle: " + " -> ".join(round_),
@@ -302,16 +303,16 @@ class _Graph:
                 continue
             place = self.topology.marks.key(("nodes", name))
             for channel in facts.inputs:
-                if ("in", name, channel.name) not in self._used:
-                    self._say(
+                if ("in", name, channel.name) not in self.used:
+                    self.say(
                         place,
                         "E206",
                         f"input '{name}.{channel.name}' is connected to nothing",
                         f"it would wait for ever; add a link to {name}.{channel.name}",
                     )
             for channel in facts.outputs:
-                if ("out", name, channel.name) not in self._used:
-                    self._say(
+                if ("out", name, channel.name) not in self.used:
+                    self.say(
                         place,
                         "E207",
                         f"output '{name}.{channel.name}' is connected to nothing",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flowkit.topology.model import LinkModel, Topology
+from flowkit.protocol.sockets import SOCKETS
+from flowkit.topology.model import EndpointModel, LinkModel, Topology
 from flowkit.topology.plan import DEFAULT_WINDOW
 
 
@@ -32,6 +33,11 @@ def as_text(topology: Topology) -> str:
             f"{', '.join(rest)}".rstrip()
             for source, arrow, to, count, rest in rows
         ]
+    ends = [_endpoint(one) for one in topology.endpoints]
+    if ends:
+        lines.append("")
+        inner, between = (max(len(end[at]) for end in ends) for at in range(2))
+        lines += [f"  {one:<{inner}}  {way:^{between}}  {other}" for one, way, other in ends]
     return "\n".join(lines)
 
 
@@ -47,6 +53,13 @@ def as_mermaid(topology: Topology) -> str:
             target, _, channel = to.partition(".")
             text = f"{link.from_.partition('.')[2]} -> {channel}<br/>{describe(link)}"
             lines.append(f'    {numbers[source]} -->|"{text}"| {numbers[target]}')
+    for at, one in enumerate(topology.endpoints):
+        inner, way, other = _endpoint(one)
+        mine, peer = numbers.get(inner.partition(".")[0], ""), f'p{at}(["{other}"])'
+        if way == "<--":
+            mine, peer = peer, mine
+        arrow = {"<->": "<-.->", "---": "-.-"}.get(way, "-.->")
+        lines.append(f'    {mine} {arrow}|"{_channels(inner)}"| {peer}')
     return "\n".join(lines)
 
 
@@ -62,8 +75,32 @@ def as_dot(topology: Topology) -> str:
             lines.append(
                 f'    "{source}" -> "{target}" [label="{out} -> {channel}\\n{describe(link)}"];'
             )
+    for at, one in enumerate(topology.endpoints):
+        inner, way, other = _endpoint(one)
+        direction = {"<--": "back", "-->": "forward"}.get(way, "both")
+        lines.append(f'    "peer {at}" [shape=ellipse, style=dashed, label="{other}"];')
+        lines.append(
+            f'    "{inner.partition(".")[0]}" -> "peer {at}" '
+            f'[label="{_channels(inner)}", dir={direction}, style=dashed];'
+        )
     lines.append("}")
     return "\n".join(lines)
+
+
+def _endpoint(one: EndpointModel) -> tuple[str, str, str]:
+    """The channels of an endpoint, which way messages go, and its socket."""
+    socket = SOCKETS.get(one.socket)
+    sends = socket is not None and socket.sends is not False
+    receives = socket is not None and socket.receives is not False
+    two = len(one.channel) > 1
+    # Of a socket that can do both the file does not say which a single channel is.
+    way = "<->" if two else "---" if sends == receives else "-->" if sends else "<--"
+    how = "binds" if one.bind else "connects to"
+    return ", ".join(one.channel), way, f"{one.socket} {how} {', '.join(one.addresses)}"
+
+
+def _channels(text: str) -> str:
+    return ", ".join(one.partition(".")[2] for one in text.split(", "))
 
 
 def describe(link: LinkModel) -> str:

@@ -94,12 +94,22 @@ class LinkQuestion(Struct, frozen=True):
     """Whether it lets through what has certain keys."""
 
 
+class EndpointQuestion(Struct, frozen=True):
+    """An endpoint whose codec is to be held against the types of its channels."""
+
+    index: int
+    node: str
+    channels: list[str]
+    codec: str | None
+
+
 class Questions(Struct, frozen=True):
     """Everything one child is asked; of `modules`, which node classes they define."""
 
     nodes: list[NodeQuestion]
     links: list[LinkQuestion]
     modules: list[str] = field(default_factory=list)
+    endpoints: list[EndpointQuestion] = field(default_factory=list)
 
 
 class Inspection(Struct):

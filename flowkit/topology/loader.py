@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from flowkit.errors import Problem
 from flowkit.topology import names
-from flowkit.topology.model import LinkModel, NodeModel, Part, Top, Topology, what
+from flowkit.topology.model import EndpointModel, LinkModel, NodeModel, Part, Top, Topology, what
 from flowkit.topology.source import Marks, Path, Place, SourceText
 from flowkit.topology.tree import Items, Scalar, Table, Tree, parse
 from flowkit.topology.validation import unknown_key, validate
@@ -26,6 +26,12 @@ MAX_FILES = 100
 """How many files may be included, all in all."""
 
 P = TypeVar("P", bound=Part)
+
+_EXAMPLES = {
+    "node": "use: package.module:Class",
+    "link": "from: a.b, to: c.d",
+    "endpoint": "channel: a.b, socket: PULL, bind: tcp://127.0.0.1:5555",
+}
 
 
 def load(path: str, environ: Mapping[str, str]) -> tuple[Topology | None, list[Problem]]:
@@ -45,6 +51,7 @@ class _Merged:
     nodes: dict[str, tuple[Place, Tree]] = field(default_factory=dict)
     env: dict[str, tuple[Place, Tree]] = field(default_factory=dict)
     links: list[Tree] = field(default_factory=list)
+    endpoints: list[Tree] = field(default_factory=list)
 
 
 class _Reader:
@@ -157,8 +164,8 @@ class _Reader:
 
     def _top(self, tree: Table, builder: Builder, marks: Marks, *, main: bool) -> Top:
         """Check the keys of a whole file, and read the few that are not merged."""
-        sections = {"nodes", "links", "env"}
-        fields = [*Top.model_fields, "nodes", "links"]
+        sections = {"nodes", "links", "endpoints", "env"}
+        fields = [*Top.model_fields, "nodes", "links", "endpoints"]
         plain_keys = {}
         for name, (key, value) in tree.pairs.items():
             if name.startswith("x-"):
@@ -230,12 +237,16 @@ class _Reader:
                         "rename one of them",
                     )
                 )
-        if "links" in tree.pairs:
-            key, value = tree.pairs["links"]
-            if isinstance(value, Items):
-                self.merged.links += value.items
-            else:
-                self._not_a(value, key, "a list")
+        for section, entries in (
+            ("links", self.merged.links),
+            ("endpoints", self.merged.endpoints),
+        ):
+            if section in tree.pairs:
+                key, value = tree.pairs[section]
+                if isinstance(value, Items):
+                    entries += value.items
+                else:
+                    self._not_a(value, key, "a list")
 
     def _not_a(self, value: Tree, key: Scalar, kind: str) -> None:
         if isinstance(value, Scalar) and value.plain and value.text in ("", "~", "null"):
@@ -306,6 +317,14 @@ class _Reader:
         for at, tree in enumerate(self.merged.links):
             link = self._entry(LinkModel, tree, builder, marks, ("links", at), "link", "a link")
             topology.links.append(link or LinkModel.model_construct(from_="", to=[]))
+        for at, tree in enumerate(self.merged.endpoints):
+            path = ("endpoints", at)
+            found = self._entry(
+                EndpointModel, tree, builder, marks, path, "endpoint", "an endpoint"
+            )
+            topology.endpoints.append(
+                found or EndpointModel.model_construct(channel=[], socket="", bind=None)
+            )
         if not topology.nodes and not self.problems:
             self.problems.append(
                 marks.whole.problem("E106", "the topology has no nodes", "try: flowkit init")
@@ -323,7 +342,7 @@ class _Reader:
     ) -> P | None:
         data = builder.build(tree, path)
         if not isinstance(data, dict):
-            example = "use: package.module:Class" if kind == "node" else "from: a.b, to: c.d"
+            example = _EXAMPLES[kind]
             self.problems.append(
                 marks.key(path).problem(
                     "E104", f"{label} must be a mapping, not {what(data)}", f"like {{{example}}}"

@@ -14,8 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from flowkit.importing import NotImportable, did_you_mean, split_reference
+from flowkit.protocol.sockets import OTHERS, SOCKETS
 from flowkit.topology import names
-from flowkit.topology.plan import DEFAULT_WINDOW
+from flowkit.topology.plan import DEFAULT_WINDOW, FOREIGN_WINDOW
 from flowkit.topology.source import Marks
 from flowkit.topology.values import Substituted, resolve
 from flowkit.units import duration, size
@@ -383,8 +384,141 @@ class LinkModel(Part):
     ] = Field("auto", description="What carries the messages between processes.")
 
 
+def _socket(value: Any) -> str:
+    text = _text(value).upper()
+    if text in OTHERS:
+        raise refuse("E107", f"an endpoint cannot be a {text}: {OTHERS[text]}")
+    if text not in SOCKETS:
+        known = did_you_mean(text, SOCKETS) or "one of " + ", ".join(SOCKETS)
+        raise refuse("E107", f"'{names.shown(value)}' is no type of ZeroMQ socket", known)
+    return text
+
+
+def _listed(value: Any) -> list[Any]:
+    found = value if isinstance(value, list) else [value]
+    if not found:
+        raise refuse("E104", "an empty list")
+    return found
+
+
+def _topics(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _pair(value: Any) -> list[Any]:
+    found = _listed(value)
+    if len(found) > 2:
+        raise refuse("E104", f"{len(found)} channels; an endpoint has one input and one output")
+    return found
+
+
+def _identity(value: Any) -> str:
+    text = _text(value)
+    if not 1 <= len(text.encode()) <= 255 or text.startswith("\0"):
+        raise refuse("E107", "an identity has 1 to 255 bytes, and does not begin with a zero")
+    return text
+
+
+OPTIONS: dict[str, type] = {
+    **dict.fromkeys(
+        (
+            "sndhwm rcvhwm sndbuf rcvbuf linger reconnect_ivl reconnect_ivl_max backlog maxmsgsize "
+            "immediate conflate ipv6 heartbeat_ivl heartbeat_ttl heartbeat_timeout connect_timeout "
+            "tcp_keepalive tcp_keepalive_idle tcp_keepalive_cnt tcp_keepalive_intvl tcp_maxrt tos "
+            "rate recovery_ivl multicast_hops multicast_maxtpdu probe_router handshake_ivl affinity"
+        ).split(),
+        int,
+    ),
+    "bindtodevice": str,
+}
+"""Options of ZeroMQ's sockets that an endpoint may set, by their names in lower case. The others
+are flowkit's to set, or have keys of their own."""
+
+
+def _options(value: Any) -> dict[str, int | str]:
+    if not isinstance(value, dict):
+        raise refuse("E104", f"a mapping is expected, not {what(value)}", "like {sndhwm: 10000}")
+    found: dict[str, int | str] = {}
+    for name, given in value.items():
+        kind = OPTIONS.get(str(name))
+        if kind is None:
+            hint = did_you_mean(str(name), OPTIONS) or "see zmq_setsockopt(3); in lower case"
+            raise refuse("E107", f"'{names.shown(str(name))}' is no option of an endpoint", hint)
+        given = resolve(given) if isinstance(given, Substituted) else given
+        given = int(given) if isinstance(given, bool) else given
+        if not isinstance(given, int | str) or not isinstance(given, kind):
+            raise refuse("E107", f"{name}: {what(given)} is no value for it")
+        found[str(name)] = given
+    return found
+
+
+class EndpointModel(Part):
+    """A socket for a foreign peer: a program that uses ZeroMQ and knows nothing of flowkit."""
+
+    channel: Annotated[list[Endpoint], BeforeValidator(_pair)] = Field(
+        description="An input or an output, as node.channel, or a list of one input and one output."
+    )
+    socket: Annotated[str, BeforeValidator(_socket)] = Field(
+        description="The type of the socket, in ZeroMQ's words: PULL, PUB, ROUTER and so on."
+    )
+    bind: Annotated[list[Text] | None, BeforeValidator(_listed)] = Field(
+        None, description="The address to listen on, or several: tcp://127.0.0.1:5555."
+    )
+    connect: Annotated[list[Text] | None, BeforeValidator(_listed)] = Field(
+        None, description="The address to connect to, or several."
+    )
+    peer: Annotated[str | None, BeforeValidator(_socket)] = Field(
+        None, description="The type of the peer's socket: checked, and a DEALER speaks so."
+    )
+    topics: Annotated[list[Text] | None, BeforeValidator(_topics)] = Field(
+        None, description="With SUB or XSUB: the prefixes to subscribe to; by default everything."
+    )
+    identity: Annotated[str | None, BeforeValidator(_identity)] = Field(
+        None, description="The name under which a ROUTER finds this socket."
+    )
+    to: Annotated[str | None, BeforeValidator(_identity)] = Field(
+        None, description="With ROUTER: the identity that gets what answers nobody."
+    )
+    codec: Annotated[
+        Literal["raw", "json", "msgpack", "pickle"] | None,
+        BeforeValidator(_choice("raw", "json", "msgpack", "pickle")),
+    ] = Field(None, description="How messages are encoded; by default the type decides.")
+    window: Annotated[int | str, BeforeValidator(_window)] = Field(
+        FOREIGN_WINDOW, description="Bound in the replica: messages as a number, or a size."
+    )
+    when_full: Annotated[
+        Literal["block", "drop-newest"] | None, BeforeValidator(_choice("block", "drop-newest"))
+    ] = Field(
+        None,
+        description="When a peer takes no more: wait, or drop; a PUB drops unless told to wait.",
+    )
+    timeout: PositiveSeconds = Field(
+        30.0,
+        description="How long a REQ waits for its answer, and a ROUTER for a peer with no room.",
+    )
+    aside: Annotated[bool, BeforeValidator(_flag)] = Field(
+        False, description="The node ends without waiting for this input: a channel for control."
+    )
+    insecure: Annotated[bool, BeforeValidator(_flag)] = Field(
+        False, description="Allow tcp beyond this machine, where anybody may read and write."
+    )
+    options: Annotated[dict[str, int | str], BeforeValidator(_options)] = Field(
+        default_factory=dict, description="Options of the socket, as zmq_setsockopt(3) names them."
+    )
+
+    @property
+    def addresses(self) -> list[str]:
+        """What is bound, or connected to. A port alone is one of this machine."""
+        return [local(one) for one in self.bind or self.connect or ()]
+
+
+def local(address: str) -> str:
+    """`address` with the host that is meant where none is written: ``tcp://:5555``."""
+    return f"tcp://127.0.0.1:{address[7:]}" if address.startswith("tcp://:") else address
+
+
 class Top(Part):
-    """The keys of the whole file, except `nodes` and `links`, whose entries are read one by one."""
+    """The keys of the whole file, except the sections whose entries are read one by one."""
 
     flowkit: Any = Field(None, description="The version of the file format.")
     project: Name | None = Field(
@@ -401,7 +535,6 @@ class Top(Part):
 KNOWN_LATER = {
     "node": {"external": "nodes attached by an embedding application"},
     "link": {},
-    "top": {"endpoints": "foreign ZeroMQ peers"},
 }
 """Keys that belong to the format, but to features that this version does not have."""
 
@@ -421,5 +554,6 @@ class Topology:
     env: dict[str, str] = dataclasses.field(default_factory=dict)
     nodes: dict[str, NodeModel] = dataclasses.field(default_factory=dict)
     links: list[LinkModel] = dataclasses.field(default_factory=list)
+    endpoints: list[EndpointModel] = dataclasses.field(default_factory=list)
     files: list[str] = dataclasses.field(default_factory=list)
     """Itself, and all that is included; real paths."""

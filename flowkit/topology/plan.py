@@ -6,19 +6,26 @@ Everything here is a `msgspec.Struct` of builtins, so that it can be sent to ano
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from flowkit.protocol.sockets import PUBLISHERS
 from flowkit.units import size
 
 if TYPE_CHECKING:
-    from flowkit.topology.facts import Inspection
-    from flowkit.topology.model import LinkModel, Topology
+    from flowkit.topology.facts import ClassFacts, Inspection
+    from flowkit.topology.model import EndpointModel, LinkModel, Topology
 
 DEFAULT_WINDOW = 65_536
 """Messages in flight on a link before its producers are paused."""
+
+FOREIGN_WINDOW = 1024
+"""Messages that wait in a replica for a foreign peer, or came from one and are not handled. What
+ZeroMQ holds comes on top: a thousand for each peer and way, unless options say otherwise."""
 
 DEFAULT_WINDOW_BYTES = 64 * 1024 * 1024
 """Bytes in flight on a link before its producers are paused, whichever limit comes first."""
@@ -45,6 +52,34 @@ class ErrorPolicy(Struct, frozen=True):
     then: str = "dead-letter"
 
 
+class EndpointPlan(Struct, frozen=True):
+    """One end of a foreign link, in each replica of its node: a ZeroMQ socket. `into` and `out` are
+    the channels it brings messages to and takes them from; empty: none."""
+
+    socket: str
+    addresses: list[str]
+    bind: bool
+    into: str = ""
+    out: str = ""
+    topics: list[str] = field(default_factory=list)
+    identity: str = ""
+    to: str = ""
+    peer: str | None = None
+    codec: str | None = None
+    window: int = FOREIGN_WINDOW
+    window_bytes: int = DEFAULT_WINDOW_BYTES
+    when_full: str = "block"
+    timeout: float = 30.0
+    aside: bool = False
+    insecure: bool = False
+    options: dict[str, int | str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """What it is called in the books: ``PULL tcp://127.0.0.1:5555``."""
+        return f"{self.socket} {', '.join(self.addresses)}"
+
+
 class NodePlan(Struct, frozen=True):
     """One node. Replica `r` of it has the origin number `origin + r`, unique in the project."""
 
@@ -66,6 +101,13 @@ class NodePlan(Struct, frozen=True):
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     """The channels of its class, linked or not."""
+    endpoints: list[EndpointPlan] = field(default_factory=list)
+    """Its sockets for foreign peers."""
+
+    @property
+    def begins(self) -> bool:
+        """Whether a stream begins in it: it is told when, and when to stop."""
+        return self.source or any(one.into for one in self.endpoints)
 
 
 class LinkPlan(Struct, frozen=True):
@@ -99,6 +141,16 @@ class LinkPlan(Struct, frozen=True):
     forgets: str = ""
     """The name of a link, this one or one below it, that forgets what it has sent: nobody learns
     there whether a message is done. Empty if there is none."""
+
+    @property
+    def keeper(self) -> str:
+        """The node whose replicas keep its books: its producer, unless that is a foreign peer."""
+        return self.source if self.out else self.target
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """Where it comes from and where it leads, for people: ``split.words``."""
+        return _end(self.source, self.out), _end(self.target, self.into)
 
 
 class Plan(Struct, frozen=True):
@@ -151,18 +203,107 @@ def make_plan(topology: Topology, inspection: Inspection) -> Plan:
                 blocked=model.blocked,
                 inputs=[channel.name for channel in facts.inputs],
                 outputs=[channel.name for channel in facts.outputs],
+                endpoints=_endpoints(topology, name, facts),
             )
         )
         origin += model.replicas
+    links = _links(topology, inspection, origin)
+    # What is sent to a foreign peer is forgotten, too.
+    foreign = [link for link in foreign_links(nodes) if link.out]
+    links = forgetting([*links, *foreign])[: len(links)]
     return Plan(
         project=topology.project,
         path=topology.path,
         nodes=nodes,
-        links=_links(topology, inspection, origin),
+        links=links,
         modules=list(dict.fromkeys(node.use.partition(":")[0] for node in nodes)),
         env=topology.env,
         files=topology.files,
     )
+
+
+def _endpoints(topology: Topology, node: str, facts: ClassFacts) -> list[EndpointPlan]:
+    found = []
+    for model in topology.endpoints:
+        owner, channels = channels_of(model)
+        if owner != node:
+            continue
+        window, window_bytes = window_of(model, FOREIGN_WINDOW)
+        publishes = model.socket in PUBLISHERS
+        found.append(
+            EndpointPlan(
+                socket=model.socket,
+                addresses=model.addresses,
+                bind=bool(model.bind),
+                into=next((one for one in channels if facts.has("in", one)), ""),
+                out=next((one for one in channels if facts.has("out", one)), ""),
+                topics=model.topics if model.topics is not None else [""],
+                identity=model.identity or "",
+                to=model.to or "",
+                peer=model.peer,
+                codec=model.codec,
+                window=window,
+                window_bytes=window_bytes,
+                when_full=model.when_full or ("drop-newest" if publishes else "block"),
+                timeout=model.timeout,
+                aside=model.aside,
+                insecure=model.insecure,
+                options=model.options,
+            )
+        )
+    return found
+
+
+def channels_of(model: EndpointModel) -> tuple[str, list[str]]:
+    """The node of an endpoint and the channels that it names there."""
+    parts = [one.partition(".") for one in model.channel]
+    return (parts[0][0] if parts else ""), [channel for _, _, channel in parts]
+
+
+def foreign_links(nodes: Iterable[NodePlan]) -> list[LinkPlan]:
+    """The links to and from foreign peers, as the books know them. The peer has no node: its `out`
+    or `into` is empty, and its name is the endpoint's."""
+    links = []
+    for node in nodes:
+        for one in node.endpoints:
+            for into, out in ((one.into, ""), ("", one.out)):
+                if not into and not out:
+                    continue
+                source, target = (one.label, node.name) if into else (node.name, one.label)
+                name = f"{_end(source, out)} -> {_end(target, into)}"
+                links.append(
+                    LinkPlan(
+                        # Of the name, so that it is the same link in every edition of a file; below
+                        # zero, where no other link is.
+                        index=-2 - crc32(name.encode()),
+                        name=name,
+                        source=source,
+                        out=out,
+                        target=target,
+                        into=into,
+                        route="balance",
+                        by=None,
+                        window=one.window,
+                        window_bytes=one.window_bytes,
+                        codec=one.codec,
+                        delivery="at-most-once",
+                        when_full=one.when_full,
+                        transport=one.addresses[0].partition(":")[0],
+                        producers=node.replicas if out else 0,
+                        consumers=node.replicas if into else 0,
+                    )
+                )
+    return links
+
+
+def _end(node: str, channel: str) -> str:
+    return f"{node}.{channel}" if channel else node
+
+
+def kept_by(plan: Plan, node: NodePlan) -> list[int]:
+    """The links whose books the replicas of `node` keep, in the order of their rows."""
+    own = [link.index for link in plan.links if link.source == node.name]
+    return own + [link.index for link in foreign_links([node])]
 
 
 def _links(topology: Topology, inspection: Inspection, origin: int) -> list[LinkPlan]:
@@ -202,7 +343,7 @@ def _links(topology: Topology, inspection: Inspection, origin: int) -> list[Link
             )
             if model.durable:
                 origin += topology.nodes[source].replicas
-    return forgetting(links)
+    return links
 
 
 def _when_full(link: LinkModel) -> str:
@@ -232,8 +373,8 @@ def forgetting(links: list[LinkPlan]) -> list[LinkPlan]:
     return [replace(link, forgets=found.get(link.index, "")) for link in links]
 
 
-def window_of(link: LinkModel) -> tuple[int, int]:
+def window_of(link: LinkModel | EndpointModel, messages: int = DEFAULT_WINDOW) -> tuple[int, int]:
     """The link's bounds in messages and in bytes; the one not given has its default."""
     if isinstance(link.window, int):
         return link.window, DEFAULT_WINDOW_BYTES
-    return DEFAULT_WINDOW, size(link.window)
+    return messages, size(link.window)

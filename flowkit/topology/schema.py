@@ -7,8 +7,18 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from flowkit.protocol.sockets import SOCKETS
 from flowkit.topology import names
-from flowkit.topology.model import MAX_REPLICAS, LinkModel, NodeModel, OnError, Restart, Top
+from flowkit.topology.model import (
+    MAX_REPLICAS,
+    OPTIONS,
+    EndpointModel,
+    LinkModel,
+    NodeModel,
+    OnError,
+    Restart,
+    Top,
+)
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -41,6 +51,14 @@ _ENVIRONMENT: dict[str, Any] = {
     "additionalProperties": {"type": ["string", "number"]},
 }
 
+_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+
+_TYPE = _text("^(" + "|".join([*SOCKETS, *map(str.lower, SOCKETS)]) + ")$")
+
+_WINDOW = _either(
+    {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}, {"type": "string", "pattern": _SIZE}
+)
+
 _FORMS: dict[tuple[type[BaseModel], str], dict[str, Any]] = {
     (NodeModel, "use"): _text(_REFERENCE),
     (NodeModel, "with"): {"type": "object"},
@@ -62,10 +80,32 @@ _FORMS: dict[tuple[type[BaseModel], str], dict[str, Any]] = {
     },
     (LinkModel, "by"): _text(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"),
     (LinkModel, "topics"): {"type": "array", "items": {"type": "string"}},
-    (LinkModel, "window"): _either(
-        {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
-        {"type": "string", "pattern": _SIZE},
-    ),
+    (LinkModel, "window"): _WINDOW,
+    (EndpointModel, "channel"): {
+        "anyOf": [
+            _text(_END),
+            {"type": "array", "items": _text(_END), "minItems": 1, "maxItems": 2},
+        ]
+    },
+    (EndpointModel, "socket"): _TYPE,
+    (EndpointModel, "peer"): _TYPE,
+    (EndpointModel, "bind"): _TEXTS,
+    (EndpointModel, "connect"): _TEXTS,
+    (EndpointModel, "topics"): _TEXTS,
+    (EndpointModel, "identity"): {"type": "string", "minLength": 1, "maxLength": 255},
+    (EndpointModel, "to"): {"type": "string", "minLength": 1, "maxLength": 255},
+    (EndpointModel, "window"): _WINDOW,
+    (EndpointModel, "timeout"): _duration(positive=True),
+    (EndpointModel, "aside"): _either({"type": "boolean"}),
+    (EndpointModel, "insecure"): _either({"type": "boolean"}),
+    (EndpointModel, "options"): {
+        "type": "object",
+        "properties": {
+            name: {"type": ["integer", "boolean"] if kind is int else "string"}
+            for name, kind in OPTIONS.items()
+        },
+        "additionalProperties": False,
+    },
     (Top, "flowkit"): {"const": 1},
     (Top, "project"): _text(f"^{names.PATTERN}$"),
     (Top, "include"): {
@@ -90,6 +130,11 @@ def schema() -> dict[str, Any]:
             "type": ["array", "null"],
             "items": {"$ref": "#/$defs/link"},
         },
+        "endpoints": {
+            "description": "Sockets for foreign peers: programs that use plain ZeroMQ.",
+            "type": ["array", "null"],
+            "items": {"$ref": "#/$defs/endpoint"},
+        },
     }
     top["patternProperties"] = {
         "^x-": {"description": "Ignored: a place for YAML anchors that other parts refer to."}
@@ -102,6 +147,7 @@ def schema() -> dict[str, Any]:
         "$defs": {
             "node": _object(NodeModel),
             "link": _object(LinkModel),
+            "endpoint": _object(EndpointModel),
             "restart": _object(Restart),
             "on_error": _object(OnError),
             "env": _ENVIRONMENT,

@@ -22,6 +22,8 @@ _MISSING = {
     "use": "use: package.module:Class",
     "from": "from: node.channel",
     "to": "to: node.channel",
+    "channel": "channel: node.channel",
+    "socket": "socket: PULL",
 }
 
 
@@ -48,7 +50,7 @@ def validate(
         for name, field in model.model_fields.items():
             alias = field.alias or name
             if field.is_required() and alias not in rest:
-                rest[alias] = [] if alias == "to" else ""
+                rest[alias] = [] if alias in ("to", "channel") else ""
         return _construct(model, rest), problems
 
 
@@ -60,7 +62,8 @@ def _construct(model: type[P], data: dict[str, Any]) -> P:
         if alias in data:
             filled[name] = data[alias]
     blank = {name: value for name, value in filled.items() if value in ("", [])}
-    stand_in = {"use": "module:Class", "from": "a.b", "to": "a.b"}
+    stand_in = {"use": "module:Class", "from": "a.b", "to": "a.b", "channel": "a.b"}
+    stand_in["socket"] = "PULL"
     valid = model.model_validate(
         {**data, **{k: v for k, v in stand_in.items() if data.get(k) in ("", [])}}
     )

@@ -76,7 +76,7 @@ _EVENTS = int(zmq.EVENTS)
 _GONE = (errno.EHOSTUNREACH, errno.EAGAIN)
 
 
-class _Stream(ZMQStream):
+class Stream(ZMQStream):
     """A ZMQStream that leaves its events to `ready`.
 
     A stream asks for EVENTS, receives one message and asks again; what `ready` does in its place
@@ -123,7 +123,7 @@ class _Endpoint:
         self._send_part: Callable[..., object] = PlainSocket.send.__get__(socket)
         self._receive_part: Callable[..., Any] = PlainSocket.recv.__get__(socket)
         self._get: Callable[[int], Any] = PlainSocket.get.__get__(socket)
-        self._stream = _Stream(socket)
+        self._stream = Stream(socket)
         self._stream.ready = self._read
         self._stream.on_recv(self._read)
 

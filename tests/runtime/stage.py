@@ -23,6 +23,7 @@ from flowkit.store import DeadLetter, Store
 from flowkit.supervisor import Silent, Supervisor
 from flowkit.topology.plan import (
     FORGETTING,
+    EndpointPlan,
     ErrorPolicy,
     LinkPlan,
     NodePlan,
@@ -52,6 +53,7 @@ class Part(msgspec.Struct):
     restart: RestartPlan = AGAIN
     retry: int = 0
     then: str = "dead-letter"
+    endpoints: list[EndpointPlan] = []
 
 
 def link(text: str, **changes: Any) -> dict[str, Any]:
@@ -88,6 +90,7 @@ def make_plan(
                 positions=part.cls.__flowkit__.positions,
                 inputs=list(part.cls.__flowkit__.inputs),
                 outputs=list(part.cls.__flowkit__.outputs),
+                endpoints=part.endpoints,
             )
         )
         origin += part.replicas

@@ -8,7 +8,15 @@ import pytest
 from msgspec.structs import replace
 
 from flowkit.topology.changes import changes, refusals, scaled
-from flowkit.topology.plan import ErrorPolicy, LinkPlan, NodePlan, Plan, RestartPlan
+from flowkit.topology.plan import (
+    EndpointPlan,
+    ErrorPolicy,
+    LinkPlan,
+    NodePlan,
+    Plan,
+    RestartPlan,
+    foreign_links,
+)
 
 
 def node(name: str, replicas: int = 1, **facts: Any) -> NodePlan:
@@ -191,3 +199,24 @@ def test_what_cannot_be_reloaded() -> None:
         (plan(where("read", replicas=2), LINKS), "read is a source"),
     ):
         assert any(said.startswith(text) for said, _ in changes(BASE, new).refusals), text
+
+
+def test_a_node_that_binds_is_not_scaled_and_one_whose_endpoints_change_is_renewed() -> None:
+    listens = EndpointPlan("PULL", ["tcp://127.0.0.1:5555"], bind=True, into="x")
+    before = plan([node("a"), node("b", endpoints=[listens])], [])
+    ((text, hint),) = refusals(before, {"b": 2}, False)
+    assert "binds tcp://127.0.0.1:5555" in text and "connect" in hint
+    connects = replace(listens, bind=False)
+    after = replace(before, nodes=[before.nodes[0], replace(before.nodes[1], endpoints=[connects])])
+    found = changes(before, after)
+    assert found.renewed == {"b"} and found.changed == {"b": ["endpoints"]}
+    assert not refusals(after, {"b": 2}, False)
+
+
+def test_the_number_of_a_foreign_link_is_its_name_s_and_no_other_link_s() -> None:
+    listens = EndpointPlan("REP", ["ipc:///a"], bind=True, into="x", out="y")
+    links = foreign_links([node("a", endpoints=[listens])])
+    assert [link.name for link in links] == ["REP ipc:///a -> a.x", "a.y -> REP ipc:///a"]
+    assert all(link.index < -1 for link in links)
+    assert links[0].index != links[1].index
+    assert links == foreign_links([node("z"), node("a", endpoints=[listens])])

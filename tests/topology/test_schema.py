@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flowkit.topology.model import LinkModel, NodeModel, OnError, Restart, Top
+from flowkit.topology.model import EndpointModel, LinkModel, NodeModel, OnError, Restart, Top
 from flowkit.topology.schema import schema
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -111,10 +111,11 @@ def test_everything_is_described() -> None:
     for part, model in {
         "node": NodeModel,
         "link": LinkModel,
+        "endpoint": EndpointModel,
         "restart": Restart,
         "on_error": OnError,
     }.items():
         properties = document["$defs"][part]["properties"]
         assert set(properties) == {field.alias or n for n, field in model.model_fields.items()}
         assert all(one["description"] for one in properties.values())
-    assert set(document["properties"]) == {*Top.model_fields, "nodes", "links"}
+    assert set(document["properties"]) == {*Top.model_fields, "nodes", "links", "endpoints"}

@@ -177,8 +177,8 @@ def test_closing_amid_events_is_silent(tmp_path: Path, caplog: pytest.LogCapture
 def test_a_stream_that_goes_its_own_way_is_not_deaf(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`_Stream` overrides a method of ZMQStream that may be called otherwise one day."""
-    monkeypatch.delattr("flowkit.transport.zmq._Stream._handle_events")
+    """`Stream` overrides a method of ZMQStream that may be called otherwise one day."""
+    monkeypatch.delattr("flowkit.transport.zmq.Stream._handle_events")
 
     async def test(transport: ZmqTransport) -> None:
         hub = Hub(transport)

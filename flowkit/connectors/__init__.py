@@ -1,0 +1,1 @@
+"""Nodes that come with flowkit, to be named in a topology."""
