@@ -1,0 +1,366 @@
+"""`Pipe`: two ends that are joined by the kernel, and frames of many messages between them.
+
+An end can be inherited by a fork, be held by several processes, and be waited for with
+`multiprocessing.connection.wait`; it is at its end when the last holder of the other one has closed
+it or died. A ZeroMQ socket can do none of this, and a kernel's socket does all of it; what
+makes ZeroMQ fast is that it puts many messages into one system call, and so does this.
+
+* **Sending.** The first message after a pause goes out at once. What follows within a millisecond
+  (`PAUSE`) is collected, and goes out as one packet: when it is `FULL`; when this end is about to
+  wait for an answer; or when the pause is over, by a thread. A packet is atomic: several processes
+  may send, and none reads half a message.
+* **Receiving.** A packet is looked at (``MSG_PEEK``) and stays with the kernel until its last
+  message is taken; how many are taken stands in memory that all holders share. So the descriptor
+  is readable as long as there is a message; processes that take turns at one end go on where the
+  other has stopped; and one that is killed takes nothing with it but what it had got.
+* **Large messages** (`LARGE`) are left in a file in memory whose descriptor is passed on, and
+  `send` waits until the message is taken: so it does, from about that size on, in multiprocessing.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import mmap
+import os
+import secrets
+import select
+import socket
+import struct
+import sys
+import threading
+import weakref
+from collections import deque
+from contextlib import suppress
+from multiprocessing import connection, reduction, util
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import msgspec
+
+from flowkit.mp.cells import map_cells
+from flowkit.mp.items import Pickle
+
+PAUSE = 0.001
+"""Seconds that a message may be kept back while more are being sent."""
+
+FULL = 32 << 10
+"""Bytes of messages that are sent without waiting for more."""
+
+LARGE = 128 << 10
+"""Bytes of a message that is passed on in a file. A packet has to fit into the kernel's buffer,
+whose default on Linux is 208 KiB."""
+
+MOST = 4096
+"""Messages of one packet at most."""
+
+LINGER = 0.2
+"""Seconds after which the thread that has nothing to send ends."""
+
+_HEADER = struct.Struct("<QI")
+"""The number of a packet, which is unique, and of the messages in it; 0 for one in a file."""
+
+_CELLS = 4
+_HEAD, _TAKEN = 0, 1
+"""Of each direction: the number of the packet that is first, and how many of it are taken."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[bytes]).decode
+
+
+def Pipe(duplex: bool = True) -> tuple[connection.Connection, connection.Connection]:
+    """Two ends that are connected, as `multiprocessing.Pipe`; if not `duplex`, one to receive and
+    one to send. Where the system has no sockets that keep packets apart, its own is returned."""
+    if not sys.platform.startswith("linux"):
+        return connection.Pipe(duplex)
+    first, second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    memory = os.memfd_create("flowkit.mp", os.MFD_CLOEXEC)
+    os.ftruncate(memory, 8 * _CELLS)
+    return (
+        Connection(first.detach(), memory, 0, writable=duplex),
+        Connection(second.detach(), os.dup(memory), 2, readable=duplex),
+    )
+
+
+class Connection(connection.Connection):
+    """One end of a `Pipe`. `handle` and `memory` are descriptors, of which it is the owner; what it
+    receives is counted in the shared memory from `cell` on."""
+
+    def __init__(
+        self, handle: int, memory: int, cell: int, readable: bool = True, writable: bool = True
+    ) -> None:
+        super().__init__(handle, readable, writable)
+        self._memory = memory
+        self._cell = cell
+        self._cells = map_cells(memory, 8 * _CELLS)[cell : cell + 2]
+        self._socket = socket.socket(fileno=handle)
+        self._socket.setblocking(True)  # whatever socket.setdefaulttimeout says
+        self._space: memoryview | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Have nothing to send and nothing at hand: in a process that has just got this end."""
+        self._number = secrets.randbits(32) << 32
+        self._pending: deque[bytes] = deque()
+        self._size = 0
+        self._writing = threading.Lock()
+        self.hot = False
+        self._failure: OSError | None = None
+        self._head = 0
+        self._items: list[bytes] = []
+        _living.add(self)
+
+    # ------------------------------------------------------------ sending
+
+    def send(self, obj: Any) -> None:
+        """Send an object that can be pickled."""
+        if self._handle is None or not self._writable:
+            self._check_closed()
+            self._check_writable()
+        self._send_bytes(_dumps(obj))
+
+    def _send_bytes(self, buf: bytes | memoryview) -> None:
+        raw = bytes(buf)
+        if self._failure is not None:
+            raise self._failure
+        if len(raw) >= LARGE:
+            self._send_file(raw)
+            return
+        self._pending.append(raw)
+        self._size += len(raw)
+        if not self.hot:
+            self.flush()
+            self.hot = True
+            _flusher.add(self)
+        elif self._size >= FULL:
+            self.flush()
+
+    def flush(self, wait: bool = True) -> None:
+        """Send what is pending. What cannot be sent now is left pending, unless it may `wait`."""
+        if not self._pending or not self._writing.acquire(wait):
+            return
+        batch: list[bytes] = []
+        try:
+            while self._pending:
+                size = 0
+                while self._pending and size < FULL and len(batch) < MOST:
+                    batch.append(self._pending.popleft())
+                    size += len(batch[-1])
+                self._size -= size
+                packet = self._header(len(batch)) + _encode(batch)
+                self._socket.send(packet, 0 if wait else socket.MSG_DONTWAIT)
+                batch = []
+        except BlockingIOError:
+            self._pending.extendleft(reversed(batch))
+        except OSError as error:
+            self._failure = error
+            if wait:
+                raise
+        finally:
+            self._writing.release()
+
+    def _send_file(self, raw: bytes) -> None:
+        self.flush()
+        file = os.memfd_create("flowkit.mp", os.MFD_CLOEXEC)
+        end, passed = os.pipe()  # at its end when nobody has `passed` any more
+        try:
+            with suppress(BlockingIOError), memoryview(raw) as rest:
+                at = 0
+                while at < len(raw):
+                    at += os.write(file, rest[at:])
+            with self._writing:
+                socket.send_fds(self._socket, [self._header(0)], [file, passed])
+            os.close(passed)
+            passed = -1
+            poller = select.poll()
+            poller.register(end, select.POLLIN)
+            poller.register(self._socket, 0)  # hangs up when the other end has no holder
+            if all(descriptor != end for descriptor, _ in poller.poll()):
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        finally:
+            for descriptor in (file, end, passed):
+                if descriptor >= 0:
+                    os.close(descriptor)
+
+    def _header(self, count: int) -> bytes:
+        self._number += 1
+        return _HEADER.pack(self._number, count)
+
+    def cool(self) -> bool:
+        """A pause is over: send what is pending, or if nothing is, send what comes next at once.
+        Returns whether that is so."""
+        if self._pending:
+            self.flush(wait=False)
+            return self._failure is not None
+        self.hot = False
+        if self._pending:  # just now
+            self.hot = True
+        return not self.hot
+
+    # ------------------------------------------------------------ receiving
+
+    def recv(self) -> Any:
+        """Receive an object. Raises EOFError when there is nothing more and nobody can send."""
+        if self._handle is None or not self._readable:
+            self._check_closed()
+            self._check_readable()
+        return ForkingPickler.loads(self._next())
+
+    def recv_bytes(self, maxlength: int | None = None) -> bytes:
+        """Receive what was sent with `send_bytes`. Raises EOFError as `recv`."""
+        if maxlength is not None:
+            return super().recv_bytes(maxlength)
+        if self._handle is None or not self._readable:
+            self._check_closed()
+            self._check_readable()
+        return self._next()
+
+    def _recv_bytes(self, maxsize: int | None = None) -> io.BytesIO | None:
+        raw = self._next()
+        if maxsize is not None and len(raw) > maxsize:
+            return None
+        buffer = io.BytesIO()
+        buffer.write(raw)
+        return buffer
+
+    def _poll(self, timeout: float | None) -> bool:
+        self.flush()
+        return bool(connection.wait([self], timeout))
+
+    def _next(self) -> bytes:
+        """The next message."""
+        cells = self._cells
+        while True:
+            items = self._items
+            if items and cells[_HEAD] == self._head:
+                taken = cells[_TAKEN]
+                if taken < len(items):
+                    item = items[taken]
+                    taken += 1
+                    cells[_TAKEN] = taken
+                    if taken == len(items):
+                        self._items = []
+                        self._socket.recv_into(_nowhere, 1)  # the rest of the packet goes with it
+                    return item
+            if (raw := self._look()) is not None:
+                return raw
+
+    def _look(self) -> bytes | None:
+        """Wait for a packet and have its messages at hand; or return the one in a file."""
+        self.flush()
+        if self._space is None:
+            self._space = memoryview(bytearray(LARGE + 2 * FULL + 5 * MOST))
+        space, cells = self._space, self._cells
+        size = self._socket.recv_into(space, 0, socket.MSG_PEEK)
+        if not size:
+            raise EOFError
+        number, count = _HEADER.unpack_from(space)
+        if not count:
+            return self._receive_file()
+        if cells[_HEAD] != number:
+            cells[_TAKEN] = 0
+            cells[_HEAD] = number
+        elif cells[_TAKEN] >= count:  # somebody was killed after he had taken the last one
+            self._socket.recv_into(_nowhere, 1)
+            return None
+        self._head, self._items = number, _decode(space[_HEADER.size : size])
+        return None
+
+    def _receive_file(self) -> bytes:
+        _, (file, passed), _, _ = socket.recv_fds(self._socket, _HEADER.size, 2)
+        try:
+            size = os.fstat(file).st_size
+            with mmap.mmap(file, size, prot=mmap.PROT_READ) as content:
+                return content[:]
+        finally:
+            os.close(file)
+            os.close(passed)
+
+    # ------------------------------------------------------------ the end
+
+    def _close(self) -> None:
+        try:
+            with suppress(OSError):
+                self.flush()
+        finally:
+            self._pending.clear()
+            self._socket.close()
+            self._cells.release()
+            os.close(self._memory)
+
+
+_nowhere = bytearray(1)
+
+
+class _Flusher:
+    """Sends what is pending at the ends that are hot, on a thread that runs while there are any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._hot: set[Connection] = set()
+        self._more = threading.Event()
+        self._running = False
+        self._at_exit: util.Finalize | None = None
+
+    def add(self, end: Connection) -> None:
+        """Look after `end` until it is cool."""
+        with self._lock:
+            self._hot.add(end)
+            if self._at_exit is None:
+                self._at_exit = util.Finalize(None, self.flush, exitpriority=-6)
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, name="flowkit.mp.pipe", daemon=True).start()
+        self._more.set()
+
+    def flush(self) -> None:
+        """Send everything that is pending in this process."""
+        for end in list(self._hot):
+            with suppress(OSError):
+                end.flush()
+
+    def _run(self) -> None:
+        while True:
+            if not self._more.wait(LINGER):
+                with self._lock:
+                    if not self._hot:
+                        self._running = False
+                        return
+            self._more.clear()
+            while self._hot:
+                select.select([], [], [], PAUSE)
+                cold = [end for end in list(self._hot) if end.closed or end.cool()]
+                with self._lock:
+                    self._hot.difference_update(end for end in cold if not end.hot)
+
+
+_flusher = _Flusher()
+_living: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """In a child: what was pending is the parent's to send."""
+    global _flusher
+    _flusher = _Flusher()
+    for end in list(_living):
+        if not end.closed:
+            end._begin()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+_dumps = Pickle().encode_one
+
+
+def _reduce(end: Connection) -> tuple[object, ...]:
+    end.flush()
+    arguments = reduction.DupFd(end.fileno()), reduction.DupFd(end._memory)
+    return _rebuild, (*arguments, end._cell, end.readable, end.writable)
+
+
+def _rebuild(handle: Any, memory: Any, cell: int, readable: bool, writable: bool) -> Connection:
+    return Connection(handle.detach(), memory.detach(), cell, readable, writable)
+
+
+ForkingPickler.register(Connection, _reduce)
