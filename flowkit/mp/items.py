@@ -10,7 +10,9 @@ The first byte of a page says what follows it, a msgpack array of
 
 from __future__ import annotations
 
+import copyreg
 import threading
+from collections import ChainMap
 from collections.abc import Callable, Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
@@ -61,6 +63,11 @@ class Pickle:
     def __init__(self) -> None:
         self._written = _Written()
         self._pickler = ForkingPickler(self._written, 5)
+        # Not the copy that it has made: a type may be registered later.
+        self._pickler.dispatch_table = ChainMap(
+            ForkingPickler._extra_reducers,  # type: ignore[attr-defined]
+            copyreg.dispatch_table,
+        )
         self._busy = threading.Lock()
 
     def page(self, items: Sequence[Any]) -> bytes:

@@ -77,10 +77,11 @@ class Outcomes(unittest.TextTestResult):
         self._note(test, "failed")
 
 
-def main(method: str, patterns: list[str]) -> None:
-    namespace: dict[str, object] = {"__name__": __name__}
-    theirs.install_tests_in_module_dict(namespace, method)
-    globals().update(namespace)
+METHOD = sys.argv[1] if len(sys.argv) > 1 else "fork"
+theirs.install_tests_in_module_dict(globals(), METHOD)  # also in children: they find them here
+
+
+def main(patterns: list[str]) -> None:
     loader = unittest.TestLoader()
     loader.testNamePatterns = [f"*{pattern}*" for pattern in patterns] or None
     suite = unittest.TestSuite(loader.loadTestsFromTestCase(globals()[name]) for name in CLASSES)
@@ -90,4 +91,4 @@ def main(method: str, patterns: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[3:])
+    main(sys.argv[3:])
