@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from flowkit import mp
 from flowkit.bench.crew import context, run_crew
 from flowkit.bench.payload import SHORT, Reading, messages
 from flowkit.bench.project import run_project
@@ -37,9 +38,9 @@ Figures = dict[str, float]
 # ---------------------------------------------------------------------------- multiprocessing
 
 
-def queue(count: int, kind: str = "bytes") -> Figures:
-    """`multiprocessing.Queue`."""
-    lane: Any = context().Queue()
+def queue(count: int, kind: str = "bytes", ours: bool = False) -> Figures:
+    """`multiprocessing.Queue`, or `flowkit.mp.Queue`."""
+    lane: Any = mp.Queue(ctx=context()) if ours else context().Queue()
     _, tally = run_crew((_put, (lane, count, kind)), (_get, (lane, count)))
     lane.close()
     return figures([tally], count)
@@ -55,10 +56,13 @@ def _get(lane: Any, count: int) -> Tally:
     return received(lane.get, count)
 
 
-def pipe(count: int, kind: str = "bytes", size: int = SHORT) -> Figures:
-    """`multiprocessing.Pipe`: `send_bytes` for bytes, `send` for objects."""
-    reader, writer = context().Pipe(duplex=False)
-    plain = kind == "bytes"
+def pipe(
+    count: int, kind: str = "bytes", size: int = SHORT, ours: bool = False, pickled: bool = False
+) -> Figures:
+    """`multiprocessing.Pipe`, or `flowkit.mp.Pipe`: `send_bytes` for bytes that are not to be
+    `pickled`, else `send`."""
+    reader, writer = mp.Pipe(duplex=False) if ours else context().Pipe(duplex=False)
+    plain = kind == "bytes" and not pickled
     _, tally = run_crew(
         (_write, (writer, count, kind, size, plain)), (_read, (reader, count, plain))
     )

@@ -60,7 +60,7 @@ class Cursor:
             os.close(descriptor)
 
     def enter(self) -> int:
-        """Find a cell for this process: its `flag`. Raises RuntimeError if there are too many already."""
+        """Find a cell for this process: its `flag`. Raises RuntimeError if there is none left."""
         cells, ours = self.cells, os.getpid()
         with _Alone(self.path):
             for owner in range(_FIRST_SLOT, _FIRST_SLOT + 2 * _SLOTS, 2):

@@ -22,6 +22,7 @@ from typing import Any
 from flowkit.mp import client, lifeline, side
 from flowkit.mp.cells import Cursor
 from flowkit.mp.connection import Pipe
+from flowkit.mp.gateway import Gateway
 from flowkit.mp.items import codec as codec_of
 from flowkit.mp.reader import NOTHING
 
@@ -35,12 +36,23 @@ class Queue:
     `maxsize` is how many items may be in it, 0 for no limit. `ctx` is the context whose processes
     will use it, by default that of `multiprocessing.get_context()`. `codec` is ``pickle``,
     ``msgpack`` or ``raw``. Hand it to processes as an argument when they are started.
+
+    With an `address` (``tcp://127.0.0.1:5555``; port ``*`` for any that is free) this process also
+    serves the queue there, as long as it has it open, to whoever cannot inherit it; `address` is
+    then the attribute that says where. One that other hosts reach needs ``insecure=True``. Raises
+    TransportError if it cannot be bound. See `flowkit.mp.gateway`.
     """
 
     __class_getitem__ = classmethod(types.GenericAlias)
 
     def __init__(
-        self, maxsize: int = 0, *, ctx: BaseContext | None = None, codec: str = "pickle"
+        self,
+        maxsize: int = 0,
+        *,
+        ctx: BaseContext | None = None,
+        codec: str = "pickle",
+        address: str | None = None,
+        insecure: bool = False,
     ) -> None:
         codec_of(codec)  # raises ValueError
         ctx = ctx or multiprocessing.get_context()
@@ -51,14 +63,19 @@ class Queue:
         self._room = ctx.BoundedSemaphore(self._maxsize)
         self._lifeline = lifeline.hold()
         Cursor.create(self._lifeline.file_of(self._name))
+        self.address: str | None = None
         self._begin()
+        if address is not None:
+            self._gateway = Gateway(self, codec_of(codec), max(maxsize, 0), address, insecure)
+            self.address = self._gateway.endpoint
 
     def __getstate__(self) -> tuple[Any, ...]:
         context.assert_spawning(self)
-        return self._maxsize, self._codec, self._name, self._lock, self._room, self._lifeline
+        shared = self._lock, self._room, self._lifeline
+        return self._maxsize, self._codec, self._name, self.address, *shared
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self._maxsize, self._codec, self._name, self._lock, self._room, line = state
+        self._maxsize, self._codec, self._name, self.address, self._lock, self._room, line = state
         self._lifeline = lifeline.hold(line)
         self._begin()
 
@@ -72,6 +89,7 @@ class Queue:
             hook(error, item)
 
         self._closed = False
+        self._gateway: Gateway | None = None  # only where the queue was made
         self._side = side.Side(
             self._lifeline, self._name, codec_of(self._codec), self._lock, lost, release
         )
@@ -130,6 +148,11 @@ class Queue:
         self._client = self._side.connect()
         return self._client
 
+    def call_for_news(self) -> None:
+        """For the gateway: wake it when there is an item."""
+        assert self._gateway is not None
+        self._side.reader.call(self._gateway.wake)
+
     # ------------------------------------------------------------ figures
 
     def qsize(self) -> int:
@@ -149,6 +172,8 @@ class Queue:
     def close(self) -> None:
         """This process puts and gets no more. What it has put is still sent."""
         self._closed = True
+        if self._gateway is not None:
+            self._gateway.stop()
         self._side.close()
 
     def join_thread(self) -> None:
@@ -170,12 +195,12 @@ class JoinableQueue(Queue):
     """A queue whose `join` waits until `task_done` was called for all that was ever put."""
 
     def __init__(
-        self, maxsize: int = 0, *, ctx: BaseContext | None = None, codec: str = "pickle"
+        self, maxsize: int = 0, *, ctx: BaseContext | None = None, **settings: Any
     ) -> None:
         ctx = ctx or multiprocessing.get_context()
-        super().__init__(maxsize, ctx=ctx, codec=codec)
         self._unfinished = ctx.Semaphore(0)
         self._all_done = ctx.Condition()
+        super().__init__(maxsize, ctx=ctx, **settings)
 
     def __getstate__(self) -> tuple[Any, ...]:
         return super().__getstate__(), self._unfinished, self._all_done

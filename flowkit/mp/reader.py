@@ -54,6 +54,7 @@ class Reader:
         self._news = threading.Condition()
         self._arrivals = 0
         self._waiting = 0  # threads
+        self._listener: Callable[[], None] | None = None
         self._broken = False
 
     # ------------------------------------------------------------ the caller's thread
@@ -114,12 +115,21 @@ class Reader:
                 return True
             finally:
                 self._waiting -= 1
-                if self._arrivals == arrivals and wait and not self._waiting:
+                if self._arrivals == arrivals and wait and not (self._waiting or self._listener):
                     desk.leave(self._name)
 
     def empty(self) -> bool:
         """Whether the broker has nothing that has not been taken."""
         return self._cells[TOTAL] <= self._cells[TAKEN]
+
+    def call(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when there may be an item, from another thread or at once: for somebody
+        who cannot block."""
+        self._listener = listener
+        if not self.empty():
+            listener()
+            return
+        self._desk().ask(self._name, self._cells[TAKEN], True)
 
     def _turn(self, index: int) -> bool:
         """Have the page at hand that holds `index`, and ask for what follows the last one."""
@@ -152,3 +162,6 @@ class Reader:
         with self._news:
             self._arrivals += 1
             self._news.notify_all()
+        if (listener := self._listener) is not None:
+            self._listener = None
+            listener()

@@ -8,6 +8,7 @@ from flowkit.importing import load_object
 ROWS = (
     "seed",
     "objects",
+    "mp",
     "pipeline",
     "fanout",
     "latency",
