@@ -71,10 +71,11 @@ class Cursor:
         raise RuntimeError(f"{_SLOTS} processes take items from this queue already")
 
     def leave(self) -> None:
-        """Give the cell back, unless it is that of a parent."""
+        """Give the cell back, unless it is that of a parent, and the memory."""
         if self.flag and self.cells[self.flag - 1] == os.getpid():
             self.cells[self.flag - 1] = 0
         self.flag = 0
+        self.cells.release()
 
     def lock(self) -> None:
         """Get the lock when it was not free. The flag must be up."""
