@@ -7,8 +7,9 @@ makes ZeroMQ fast is that it puts many messages into one system call, and so doe
 
 * **Sending.** The first message after a pause goes out at once. What follows within a millisecond
   (`PAUSE`) is collected, and goes out as one packet: when it is `FULL`; when this end is about to
-  wait for an answer; or when the pause is over, by a thread. A packet is atomic: several processes
-  may send, and none reads half a message.
+  wait for an answer; or when the pause is over, by a thread. A packet is atomic, so several
+  processes may send. Once a second one does, nothing is collected any more: whoever sends after
+  somebody else, by whatever clock they share, must not be overtaken.
 * **Receiving.** A packet is looked at (``MSG_PEEK``) and stays with the kernel until its last
   message is taken; how many are taken stands in memory that all holders share. So the descriptor
   is readable as long as there is a message; processes that take turns at one end go on where the
@@ -38,6 +39,7 @@ from typing import Any
 
 import msgspec
 
+from flowkit.clock import monotonic
 from flowkit.mp.cells import map_cells
 from flowkit.mp.items import Pickle
 
@@ -60,9 +62,17 @@ LINGER = 0.2
 _HEADER = struct.Struct("<QI")
 """The number of a packet, which is unique, and of the messages in it; 0 for one in a file."""
 
+_HEAD, _TAKEN, _SENDER, _KEPT = range(4)
+"""The cells of a direction: the number of the packet that is first, and how many of it are taken;
+who sends, and whether he keeps something back."""
+
 _CELLS = 4
-_HEAD, _TAKEN = 0, 1
-"""Of each direction: the number of the packet that is first, and how many of it are taken."""
+
+_SEVERAL = 1
+"""In the place of a sender: there are several."""
+
+GRACE = 0.1
+"""Seconds that the second sender gives the first to send what it keeps back."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[bytes]).decode
@@ -75,24 +85,26 @@ def Pipe(duplex: bool = True) -> tuple[connection.Connection, connection.Connect
         return connection.Pipe(duplex)
     first, second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     memory = os.memfd_create("flowkit.mp", os.MFD_CLOEXEC)
-    os.ftruncate(memory, 8 * _CELLS)
+    os.ftruncate(memory, 2 * 8 * _CELLS)
     return (
         Connection(first.detach(), memory, 0, writable=duplex),
-        Connection(second.detach(), os.dup(memory), 2, readable=duplex),
+        Connection(second.detach(), os.dup(memory), 1, readable=duplex),
     )
 
 
 class Connection(connection.Connection):
-    """One end of a `Pipe`. `handle` and `memory` are descriptors, of which it is the owner; what it
-    receives is counted in the shared memory from `cell` on."""
+    """End number `side` of a `Pipe`. `handle` and `memory` are descriptors, of which it is the
+    owner."""
 
     def __init__(
-        self, handle: int, memory: int, cell: int, readable: bool = True, writable: bool = True
+        self, handle: int, memory: int, side: int, readable: bool = True, writable: bool = True
     ) -> None:
         super().__init__(handle, readable, writable)
         self._memory = memory
-        self._cell = cell
-        self._cells = map_cells(memory, 8 * _CELLS)[cell : cell + 2]
+        self._side = side
+        cells = map_cells(memory, 2 * 8 * _CELLS)
+        ways = [cells[:_CELLS], cells[_CELLS:]]
+        self._cells, self._outward = ways[side], ways[1 - side]
         self._socket = socket.socket(fileno=handle)
         self._socket.setblocking(True)  # whatever socket.setdefaulttimeout says
         self._space: memoryview | None = None
@@ -100,7 +112,7 @@ class Connection(connection.Connection):
 
     def _begin(self) -> None:
         """Have nothing to send and nothing at hand: in a process that has just got this end."""
-        self._number = secrets.randbits(32) << 32
+        self._number = self._sender = (secrets.randbits(32) | 1) << 32
         self._pending: deque[bytes] = deque()
         self._size = 0
         self._writing = threading.Lock()
@@ -126,14 +138,30 @@ class Connection(connection.Connection):
         if len(raw) >= LARGE:
             self._send_file(raw)
             return
+        if self._outward[_SENDER] != self._sender:
+            self._share()
         self._pending.append(raw)
         self._size += len(raw)
         if not self.hot:
             self.flush()
-            self.hot = True
-            _flusher.add(self)
-        elif self._size >= FULL:
+            if self._outward[_SENDER] != _SEVERAL:
+                self.hot = True
+                _flusher.add(self)
+        elif self._size >= FULL or self._outward[_SENDER] == _SEVERAL:
             self.flush()
+        elif len(self._pending) == 1:
+            self._outward[_KEPT] = 1
+
+    def _share(self) -> None:
+        """Be the sender, or one of several, who do not keep anything back."""
+        cells = self._outward
+        if not cells[_SENDER]:
+            cells[_SENDER] = self._sender
+        elif cells[_SENDER] != _SEVERAL:
+            cells[_SENDER] = _SEVERAL
+            deadline = monotonic() + GRACE
+            while cells[_KEPT] and monotonic() < deadline:
+                select.select([], [], [], PAUSE)
 
     def flush(self, wait: bool = True) -> None:
         """Send what is pending. What cannot be sent now is left pending, unless it may `wait`."""
@@ -150,6 +178,7 @@ class Connection(connection.Connection):
                 packet = self._header(len(batch)) + _encode(batch)
                 self._socket.send(packet, 0 if wait else socket.MSG_DONTWAIT)
                 batch = []
+            self._outward[_KEPT] = 0
         except BlockingIOError:
             self._pending.extendleft(reversed(batch))
         except OSError as error:
@@ -162,9 +191,9 @@ class Connection(connection.Connection):
     def _send_file(self, raw: bytes) -> None:
         self.flush()
         file = os.memfd_create("flowkit.mp", os.MFD_CLOEXEC)
-        end, passed = os.pipe()  # at its end when nobody has `passed` any more
+        end, passed = os.pipe()
         try:
-            with suppress(BlockingIOError), memoryview(raw) as rest:
+            with memoryview(raw) as rest:
                 at = 0
                 while at < len(raw):
                     at += os.write(file, rest[at:])
@@ -172,10 +201,7 @@ class Connection(connection.Connection):
                 socket.send_fds(self._socket, [self._header(0)], [file, passed])
             os.close(passed)
             passed = -1
-            poller = select.poll()
-            poller.register(end, select.POLLIN)
-            poller.register(self._socket, 0)  # hangs up when the other end has no holder
-            if all(descriptor != end for descriptor, _ in poller.poll()):
+            if not os.read(end, 1):  # closed with the last holder of the other end, or by his death
                 raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         finally:
             for descriptor in (file, end, passed):
@@ -186,16 +212,16 @@ class Connection(connection.Connection):
         self._number += 1
         return _HEADER.pack(self._number, count)
 
-    def cool(self) -> bool:
-        """A pause is over: send what is pending, or if nothing is, send what comes next at once.
-        Returns whether that is so."""
-        if self._pending:
+    def cool(self) -> None:
+        """A pause is over: send what is pending; if nothing is, send what comes next at once."""
+        if self.closed or self._failure is not None:
+            self.hot = False
+        elif self._pending:
             self.flush(wait=False)
-            return self._failure is not None
-        self.hot = False
-        if self._pending:  # just now
-            self.hot = True
-        return not self.hot
+        else:
+            self.hot = False
+            if self._pending:  # just now
+                self.hot = True
 
     # ------------------------------------------------------------ receiving
 
@@ -271,7 +297,10 @@ class Connection(connection.Connection):
         try:
             size = os.fstat(file).st_size
             with mmap.mmap(file, size, prot=mmap.PROT_READ) as content:
-                return content[:]
+                raw = content[:]
+            with suppress(BrokenPipeError):
+                os.write(passed, b"!")
+            return raw
         finally:
             os.close(file)
             os.close(passed)
@@ -286,6 +315,7 @@ class Connection(connection.Connection):
             self._pending.clear()
             self._socket.close()
             self._cells.release()
+            self._outward.release()
             os.close(self._memory)
 
 
@@ -329,9 +359,10 @@ class _Flusher:
             self._more.clear()
             while self._hot:
                 select.select([], [], [], PAUSE)
-                cold = [end for end in list(self._hot) if end.closed or end.cool()]
+                for end in list(self._hot):
+                    end.cool()
                 with self._lock:
-                    self._hot.difference_update(end for end in cold if not end.hot)
+                    self._hot = {end for end in self._hot if end.hot}
 
 
 _flusher = _Flusher()
@@ -356,11 +387,11 @@ _dumps = Pickle().encode_one
 def _reduce(end: Connection) -> tuple[object, ...]:
     end.flush()
     arguments = reduction.DupFd(end.fileno()), reduction.DupFd(end._memory)
-    return _rebuild, (*arguments, end._cell, end.readable, end.writable)
+    return _rebuild, (*arguments, end._side, end.readable, end.writable)
 
 
-def _rebuild(handle: Any, memory: Any, cell: int, readable: bool, writable: bool) -> Connection:
-    return Connection(handle.detach(), memory.detach(), cell, readable, writable)
+def _rebuild(handle: Any, memory: Any, side: int, readable: bool, writable: bool) -> Connection:
+    return Connection(handle.detach(), memory.detach(), side, readable, writable)
 
 
 ForkingPickler.register(Connection, _reduce)
