@@ -60,7 +60,7 @@ HOMES = {
     "marshal": [],
     "shelve": [],
     # The conformance suites try what they test between real processes; `bench` measures it.
-    "multiprocessing": ["launchers/", "mp.py", "testing/", "bench/"],
+    "multiprocessing": ["launchers/", "mp/", "testing/", "bench/"],
     "yaml": ["topology/"],
     "pydantic": ["topology/"],
     "rich": ["cli/"],

@@ -30,6 +30,7 @@ import sys
 from contextlib import suppress
 
 import zmq
+from setproctitle import setproctitle
 
 from flowkit.mp.cells import SIZE, TAKEN, TOTAL, map_cells
 from flowkit.mp.log import Answer, Log
@@ -128,6 +129,7 @@ class Broker:
 def main(directory: str, lifeline: int) -> None:
     """The broker's process."""
     os.setsid()  # Ctrl-C is for those who use the queues; they may still have to say something
+    setproctitle(f"flowkit: queues of process {os.getppid()}")
     ours = socket.socket(fileno=lifeline)
     context = zmq.Context()
     router = context.socket(zmq.ROUTER)

@@ -32,10 +32,11 @@ import sys
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import connection, reduction, util
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -95,6 +96,15 @@ def Pipe(duplex: bool = True) -> tuple[connection.Connection, connection.Connect
 class Connection(connection.Connection):
     """End number `side` of a `Pipe`. `handle` and `memory` are descriptors, of which it is the
     owner."""
+
+    if TYPE_CHECKING:  # what the original has, and its stubs do not tell
+        _handle: int | None
+        _readable: bool
+        _writable: bool
+
+        def _check_closed(self) -> None: ...
+        def _check_readable(self) -> None: ...
+        def _check_writable(self) -> None: ...
 
     def __init__(
         self, handle: int, memory: int, side: int, readable: bool = True, writable: bool = True
@@ -384,7 +394,7 @@ os.register_at_fork(after_in_child=_after_fork)
 _dumps = Pickle().encode_one
 
 
-def _reduce(end: Connection) -> tuple[object, ...]:
+def _reduce(end: Connection) -> tuple[Callable[..., Connection], tuple[Any, ...]]:
     end.flush()
     arguments = reduction.DupFd(end.fileno()), reduction.DupFd(end._memory)
     return _rebuild, (*arguments, end._side, end.readable, end.writable)

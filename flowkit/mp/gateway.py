@@ -21,6 +21,7 @@ known to have left is put back, at the end.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import weakref
@@ -94,7 +95,9 @@ class Gateway:
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise TransportError(f"cannot listen at {address}: {error.strerror}", address) from None
-        self.endpoint: str = self._router.last_endpoint.rstrip(b"\0").decode()
+        endpoint = self._router.getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(endpoint, bytes)
+        self.endpoint = endpoint.rstrip(b"\0").decode()
         self._woken, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
         weakref.finalize(queue, self.stop).atexit = False
@@ -193,13 +196,13 @@ class Gateway:
             return False
         return True
 
-    def _patience(self) -> float | None:
+    def _patience(self) -> int | None:
         """Milliseconds until something is to be done even if nothing happens."""
         wishes = [wish.deadline for wish in (*self._puts, *self._gets) if wish.deadline is not None]
         waits = [max(0.0, min(wishes) - monotonic())] if wishes else []
         if self._puts or self._returned:
             waits.append(AGAIN)
-        return 1000 * min(waits) + 1 if waits else None
+        return math.ceil(1000 * min(waits)) if waits else None
 
 
 def _deadline(patience: list[bytes]) -> float | None:

@@ -64,10 +64,8 @@ class Pickle:
         self._written = _Written()
         self._pickler = ForkingPickler(self._written, 5)
         # Not the copy that it has made: a type may be registered later.
-        self._pickler.dispatch_table = ChainMap(
-            ForkingPickler._extra_reducers,  # type: ignore[attr-defined]
-            copyreg.dispatch_table,
-        )
+        registered: Any = (ForkingPickler._extra_reducers, copyreg.dispatch_table)  # type: ignore[attr-defined]
+        self._pickler.dispatch_table = ChainMap(*registered)  # type: ignore[assignment]
         self._busy = threading.Lock()
 
     def page(self, items: Sequence[Any]) -> bytes:

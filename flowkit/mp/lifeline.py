@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -80,7 +81,7 @@ def _start() -> Lifeline:
     ours.setblocking(True)  # whatever socket.setdefaulttimeout says
     try:
         executable = os.fsdecode(spawn.get_executable())
-        pid = util.spawnv_passfds(  # type: ignore[attr-defined]
+        pid = util.spawnv_passfds(
             os.fsencode(executable),
             [
                 executable,
@@ -99,6 +100,7 @@ def _start() -> Lifeline:
     if not ours.recv(1):
         ours.close()
         os.waitpid(pid, 0)
+        shutil.rmtree(directory, ignore_errors=True)
         raise OSError("the process that is to keep the items of queues does not start")
     return Lifeline(directory, ours, pid)
 

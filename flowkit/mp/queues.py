@@ -15,7 +15,7 @@ import weakref
 from multiprocessing import context
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
-from multiprocessing.synchronize import SEM_VALUE_MAX
+from multiprocessing.synchronize import SEM_VALUE_MAX  # type: ignore[attr-defined]
 from queue import Empty, Full
 from typing import Any
 
@@ -43,7 +43,7 @@ class Queue:
     TransportError if it cannot be bound. See `flowkit.mp.gateway`.
     """
 
-    __class_getitem__ = classmethod(types.GenericAlias)
+    __class_getitem__: Any = classmethod(types.GenericAlias)
 
     def __init__(
         self,
@@ -64,6 +64,7 @@ class Queue:
         self._lifeline = lifeline.hold()
         Cursor.create(self._lifeline.file_of(self._name))
         self.address: str | None = None
+        self._gateway: Gateway | None = None  # only where the queue was made
         self._begin()
         if address is not None:
             self._gateway = Gateway(self, codec_of(codec), max(maxsize, 0), address, insecure)
@@ -81,21 +82,21 @@ class Queue:
 
     def _begin(self) -> None:
         """Be new in this process."""
-        semaphore = self._room._semlock  # type: ignore[attr-defined]
-        release, hook = semaphore.release, self._on_queue_feeder_error
+        self._places: Any = self._room._semlock  # type: ignore[attr-defined]
+        release, hook = self._places.release, self._on_queue_feeder_error
 
         def lost(error: Exception, item: Any) -> None:
             release()
             hook(error, item)
 
         self._closed = False
-        self._gateway: Gateway | None = None  # only where the queue was made
+        self._gateway = None
         self._side = side.Side(
             self._lifeline, self._name, codec_of(self._codec), self._lock, lost, release
         )
         self._client: client.Client | None = None
         # What every put and get needs, without a detour.
-        self._acquire = semaphore.acquire
+        self._acquire = self._places.acquire
         self._append = self._side.outbox.items.append
         self._take = self._side.reader.take
         self._finalizer = weakref.finalize(self, self._side.close)
@@ -157,7 +158,7 @@ class Queue:
 
     def qsize(self) -> int:
         """How many items are in the queue; also those that are not with the broker yet."""
-        return self._maxsize - self._room._semlock._get_value()  # type: ignore[attr-defined]
+        return self._maxsize - int(self._places._get_value())
 
     def empty(self) -> bool:
         """Whether `get_nowait` would find nothing now."""
@@ -165,7 +166,7 @@ class Queue:
 
     def full(self) -> bool:
         """Whether `put_nowait` would find no room now."""
-        return self._room._semlock._is_zero()  # type: ignore[attr-defined]
+        return bool(self._places._is_zero())
 
     # ------------------------------------------------------------ the end
 
@@ -240,7 +241,7 @@ class JoinableQueue(Queue):
 class SimpleQueue:
     """A `Pipe` with a lock, as `multiprocessing.SimpleQueue`: `put` waits while it is full."""
 
-    __class_getitem__ = classmethod(types.GenericAlias)
+    __class_getitem__: Any = classmethod(types.GenericAlias)
 
     def __init__(self, *, ctx: BaseContext | None = None) -> None:
         self._reader, self._writer = Pipe(duplex=False)

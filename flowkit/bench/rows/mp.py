@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flowkit.bench.results import Contestant, Figure, Row
 
-WAYS = {
+WAYS: dict[str, tuple[str, dict[str, Any], int]] = {
     "Queue": ("queue", {}, 20_000),
     "Queue, dicts": ("queue", {"kind": "dict"}, 15_000),
     "Pipe, send": ("pipe", {"pickled": True}, 20_000),
