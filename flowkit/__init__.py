@@ -18,6 +18,7 @@ from flowkit.node import Node, Sink, Source, every
 if TYPE_CHECKING:
     from flowkit.control.aclient import AsyncClient
     from flowkit.control.client import Client
+    from flowkit.sliding import SlidingCounter
 
 __version__ = "0.1.0"
 
@@ -34,12 +35,17 @@ __all__ = [
     "OutPort",
     "Serve",
     "Sink",
+    "SlidingCounter",
     "Source",
     "every",
 ]
 
 # Imported when they are used: a node needs neither a socket nor what finds projects.
-_LATER = {"AsyncClient": "flowkit.control.aclient", "Client": "flowkit.control.client"}
+_LATER = {
+    "AsyncClient": "flowkit.control.aclient",
+    "Client": "flowkit.control.client",
+    "SlidingCounter": "flowkit.sliding",
+}
 
 
 def __getattr__(name: str) -> Any:

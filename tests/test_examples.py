@@ -486,3 +486,25 @@ def test_each_program_is_shorter_than_the_one_before() -> None:
     lengths = [len((MOTIVATION / name).read_text().splitlines()) for name in names]
     assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) == 4
     assert Counter(lengths)[lengths[-1]] == 1
+
+
+# ---------------------------------------------------------------------------- queues
+
+
+def test_the_program_with_a_queue_before_and_after() -> None:
+    examples = ROOT / "examples"
+    before, after = (
+        (examples / name).read_text().splitlines() for name in ("mp_before.py", "mp_after.py")
+    )
+    assert [line for line in after[3:] if line not in before] == [
+        "from multiprocessing import Process",
+        "from flowkit.mp import Queue",
+    ]
+    for name in ("mp_before.py", "mp_after.py"):
+        done = subprocess.run(
+            [sys.executable, str(examples / name), "2000"], capture_output=True, text=True, timeout=60
+        )
+        assert (done.stderr, done.returncode) == ("", 0)
+        assert re.fullmatch(
+            r"2,000 messages in \d+\.\d\d s: [\d,]+ messages per second\n", done.stdout
+        )

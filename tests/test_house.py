@@ -25,7 +25,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A room may import rooms of a lower number, and of its own as long as there is no cycle.
 RANKS = {
     0: ["errors", "clock"],
-    1: ["importing", "units", "histogram"],
+    1: ["importing", "units", "histogram", "sliding"],
     2: ["message"],
     3: ["wire", "codecs"],
     4: ["protocol"],
@@ -33,7 +33,7 @@ RANKS = {
     6: ["metrics", "sampling", "status", "channels", "calls", "node", "__init__"],
     7: ["transport", "store", "journal", "claims", "rundir", "connectors"],
     8: ["runtime"],
-    9: ["control", "launchers"],
+    9: ["control", "launchers", "logs"],
     10: ["report", "shares", "processes", "figures", "operations", "watching", "supervisor", "mp"],
     11: ["dashboard"],
     12: ["cli", "testing", "bench", "__main__"],
