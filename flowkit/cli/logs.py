@@ -11,7 +11,7 @@ from itertools import cycle
 
 import click
 
-from flowkit.cli import terminal
+from flowkit.cli import collect, terminal
 from flowkit.cli.projects import Since, connect, flush, format_option, project_option, split_replica
 from flowkit.cli.show import COLOURS
 from flowkit.control import arguments, history
@@ -47,6 +47,16 @@ SEVERE = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
     metavar="NODE[.N]=LEVEL",
     help="Have a node, or a replica, log from that level on; shows nothing.",
 )
+@click.option(
+    "--listen",
+    metavar="ADDRESS",
+    help="Collect signed records of flowkit.logs.Handler at tcp://HOST:PORT, of no project.",
+)
+@click.option(
+    "--key-file",
+    type=click.Path(dir_okay=False),
+    help="With --listen: the file with their key; else see FLOWKIT_LOG_KEY_FILE, FLOWKIT_LOG_KEY.",
+)
 @format_option
 def command(
     names: tuple[str, ...],
@@ -58,6 +68,8 @@ def command(
     grep: str | None,
     timestamps: bool,
     set_level: str | None,
+    listen: str | None,
+    key_file: str | None,
     format_: str,
 ) -> None:
     """Show what the replicas of a project print, and what becomes of them ("supervisor").
@@ -68,6 +80,14 @@ def command(
     if set_level is not None:
         _set_level(project, set_level)
         return
+    if listen is not None:
+        if names or project or since is not None or tail is not None or follow:
+            raise click.UsageError("--listen goes with --level, --grep, -t and --format only")
+        wanted = _filter(level, grep)
+        collect.collect(listen, key_file, wanted, None if format_ == "json" else _Text(timestamps))
+        return
+    if key_file is not None:
+        raise click.UsageError("--key-file goes with --listen")
     place = choose(project, running=False)
     _check_names(place, names)
     wanted = _filter(level, grep)
