@@ -89,19 +89,16 @@ class Notice:
     def __init__(self, text: str) -> None:
         number, _, self.when = text.partition(":")
         self._pipe: int | None = int(number)
+        self._out: Path | None = None
         os.set_inheritable(self._pipe, False)
 
     def give(self, project: str, replicas: int, seconds: float, state: Path) -> None:
         """Tell the parent, and print into the state directory from now on."""
         if self._pipe is None:
             return
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW
-        out = os.open(state / "logs" / OUT, flags, 0o600)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(out, 1)
-        os.dup2(out, 2)
-        os.close(out)
+        self._out = state / "logs" / OUT
+        self._out.unlink(missing_ok=True)  # that of the run before
+        self.reopen()
         setproctitle(f"flowkit up: {project}")
         facts = {"project": project, "replicas": replicas, "seconds": round(seconds, 3)}
         try:
@@ -110,3 +107,19 @@ class Notice:
             pass  # whoever has started it has not waited
         os.close(self._pipe)
         self._pipe = None
+
+    def reopen(self) -> None:
+        """Print into a file that is made anew if somebody has moved it: what SIGHUP asks for."""
+        if self._out is None:
+            return
+        sys.stdout.flush()
+        sys.stderr.flush()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        try:
+            out = os.open(self._out, flags, 0o600)
+        except OSError as error:
+            print(f"cannot open {self._out} anew: {error.strerror}", file=sys.stderr, flush=True)
+            return
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        os.close(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
 import os
 import signal
@@ -180,6 +181,9 @@ async def _run(
         count = sum(node.replicas for node in supervisor.plan.nodes)
         notice.give(supervisor.plan.project, count, seconds, supervisor.state_directory)
 
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # as replicas do
+    if notice is not None:
+        loop.add_signal_handler(signal.SIGHUP, notice.reopen)
     if notice is not None and notice.when == "ready":
         screen.on_ready = give_notice
     beside: list[asyncio.Task[None]] = []
@@ -199,8 +203,9 @@ async def _run(
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
         screen.stop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.remove_signal_handler(number)
+        faulthandler.unregister(signal.SIGUSR1)
     return report
 
 

@@ -34,7 +34,8 @@ class RotatedFile:
     """Lines are gathered by `add` and written by `flush`. Rotated files are called ``path.1``, the
     newest, to ``path.KEEP``.
 
-    A disk that is full costs lines, which are counted in `lost`, and nothing else.
+    A disk that is full costs lines, which are counted in `lost`, and nothing else. A file that
+    somebody has moved or removed (logrotate, say) is made anew.
     """
 
     def __init__(self, path: Path, limit: int = LIMIT, keep: int = KEEP) -> None:
@@ -57,7 +58,7 @@ class RotatedFile:
         lines, self._waiting = self._waiting, []
         data = b"\n".join(lines) + b"\n"
         try:
-            if self._file < 0:
+            if self._file < 0 or self._has_gone():
                 self._open()
             if self._torn:
                 data = b"\n" + data
@@ -87,6 +88,15 @@ class RotatedFile:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def _has_gone(self) -> bool:
+        """Whether the path leads to another file now, or to none; ours is closed then."""
+        with suppress(FileNotFoundError):
+            if os.stat(self.path).st_ino == os.fstat(self._file).st_ino:
+                return False
+        os.close(self._file)
+        self._file = -1
+        return True
 
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW

@@ -135,6 +135,26 @@ def test_the_life_of_a_detached_run(place: Place) -> None:
     assert "stopped and drained after" in out and "Traceback" not in out
 
 
+def test_a_detached_run_takes_up_its_logs_again_and_shows_its_stacks(place: Place) -> None:
+    chatty(place)
+    assert flowkit("up", "trial.yaml", "--wait", "--no-http").returncode == 0
+    pid = choose("trial").pid
+    assert pid is not None
+    (out,) = place.path.glob("s/*/logs/up.out")
+    (log,) = place.path.glob("s/*/logs/talk.0.log")
+    eventually(lambda: log.stat().st_size > 0)
+    for path in (out, log):
+        path.rename(path.with_suffix(".old"))
+    os.kill(pid, signal.SIGHUP)
+    eventually(out.exists)
+    os.kill(pid, signal.SIGUSR1)
+    eventually(lambda: "most recent call first" in out.read_text())
+    eventually(lambda: log.exists() and log.stat().st_size > 0)
+    assert choose("trial").pid == pid
+    assert flowkit("down").returncode == 0
+    assert "drained in" in out.read_text()
+
+
 def test_logs_and_events_after_the_run(place: Place) -> None:
     chatty(place)
     assert flowkit("up", "trial.yaml", "--wait", "--no-http").returncode == 0

@@ -48,6 +48,25 @@ def test_what_is_written_is_read_again(path: Path) -> None:
     assert list(lines_of(path))[-2:] == [b"not flushed", b"line 1"]
 
 
+@pytest.mark.parametrize("how", ["moved", "removed", "replaced"])
+def test_a_file_that_has_gone_is_made_anew(path: Path, how: str) -> None:
+    file = RotatedFile(path)
+    write(file, 0, 3)
+    if how == "removed":
+        path.unlink()
+    else:
+        path.rename(path.with_suffix(".old"))
+    if how == "replaced":
+        path.write_bytes(b"theirs\n")
+    write(file, 3, 2)
+    file.close()
+    assert file.lost == 0
+    theirs = [b"theirs"] if how == "replaced" else []
+    assert list(lines_of(path)) == [*theirs, b"line 3", b"line 4"]
+    if how != "removed":
+        assert len(path.with_suffix(".old").read_bytes().splitlines()) == 3
+
+
 def test_files_are_rotated_and_the_oldest_go(path: Path) -> None:
     file = RotatedFile(path, limit=1000, keep=3)
     for number in range(100):
