@@ -142,6 +142,7 @@ def main(directory: str, lifeline: int) -> None:
         with suppress(OSError):
             shutil.rmtree(directory)
         context.destroy(linger=0)
+        ours.close()
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ import msgspec
 
 from flowkit.clock import monotonic
 from flowkit.mp.cells import map_cells
-from flowkit.mp.items import Pickle
+from flowkit.mp.items import REFUSED, Pickle, is_flat
 
 PAUSE = 0.001
 """Seconds that a message may be kept back while more are being sent."""
@@ -75,8 +75,13 @@ _SEVERAL = 1
 GRACE = 0.1
 """Seconds that the second sender gives the first to send what it keeps back."""
 
+SHORT = 4 << 10
+"""Bytes of an object that travels among others; a larger one is pickled."""
+
+_FIXED = frozenset({float, bool, type(None)})
+
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[bytes]).decode
+_decode = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 def Pipe(duplex: bool = True) -> tuple[connection.Connection, connection.Connection]:
@@ -123,13 +128,13 @@ class Connection(connection.Connection):
     def _begin(self) -> None:
         """Have nothing to send and nothing at hand: in a process that has just got this end."""
         self._number = self._sender = (secrets.randbits(32) | 1) << 32
-        self._pending: deque[bytes] = deque()
+        self._pending: deque[tuple[Any, int]] = deque()
         self._size = 0
         self._writing = threading.Lock()
         self.hot = False
         self._failure: OSError | None = None
         self._head = 0
-        self._items: list[bytes] = []
+        self._items: list[Any] = []
         _living.add(self)
 
     # ------------------------------------------------------------ sending
@@ -139,28 +144,52 @@ class Connection(connection.Connection):
         if self._handle is None or not self._writable:
             self._check_closed()
             self._check_writable()
-        self._send_bytes(_dumps(obj))
+        message, size = _message(obj)
+        if size >= LARGE:
+            self._send_file(message)
+        else:
+            self._post(message, size)
 
-    def _send_bytes(self, buf: bytes | memoryview) -> None:
+    def send_bytes(self, buf: Any, offset: int = 0, size: int | None = None) -> None:
+        """Send `size` bytes of `buf` from `offset` on, by default all."""
+        if (
+            type(buf) is bytes
+            and offset == 0
+            and size is None
+            and self._handle is not None
+            and self._writable
+            and len(buf) < LARGE
+        ):
+            self._post(buf, len(buf))
+        else:
+            super().send_bytes(buf, offset, size)
+
+    def _send_bytes(self, buf: memoryview) -> None:
         raw = bytes(buf)
-        if self._failure is not None:
-            raise self._failure
         if len(raw) >= LARGE:
             self._send_file(raw)
-            return
-        if self._outward[_SENDER] != self._sender:
+        else:
+            self._post(raw, len(raw))
+
+    def _post(self, message: Any, size: int) -> None:
+        """Send a message, as `_message` makes it, now or soon."""
+        if self._failure is not None:
+            raise self._failure
+        outward = self._outward
+        if outward[_SENDER] != self._sender:
             self._share()
-        self._pending.append(raw)
-        self._size += len(raw)
+        pending = self._pending
+        pending.append((message, size))
+        self._size += size
         if not self.hot:
             self.flush()
-            if self._outward[_SENDER] != _SEVERAL:
+            if outward[_SENDER] == self._sender:
                 self.hot = True
                 _flusher.add(self)
-        elif self._size >= FULL or self._outward[_SENDER] == _SEVERAL:
+        elif self._size >= FULL or outward[_SENDER] != self._sender:
             self.flush()
-        elif len(self._pending) == 1:
-            self._outward[_KEPT] = 1
+        elif len(pending) == 1:
+            outward[_KEPT] = 1
 
     def _share(self) -> None:
         """Be the sender, or one of several, who do not keep anything back."""
@@ -177,20 +206,21 @@ class Connection(connection.Connection):
         """Send what is pending. What cannot be sent now is left pending, unless it may `wait`."""
         if not self._pending or not self._writing.acquire(wait):
             return
-        batch: list[bytes] = []
+        batch: list[tuple[Any, int]] = []
         try:
             while self._pending:
                 size = 0
                 while self._pending and size < FULL and len(batch) < MOST:
                     batch.append(self._pending.popleft())
-                    size += len(batch[-1])
+                    size += batch[-1][1]
                 self._size -= size
-                packet = self._header(len(batch)) + _encode(batch)
+                packet = self._header(len(batch)) + _encode([message for message, _ in batch])
                 self._socket.send(packet, 0 if wait else socket.MSG_DONTWAIT)
                 batch = []
             self._outward[_KEPT] = 0
         except BlockingIOError:
             self._pending.extendleft(reversed(batch))
+            self._size += size
         except OSError as error:
             self._failure = error
             if wait:
@@ -237,22 +267,16 @@ class Connection(connection.Connection):
 
     def recv(self) -> Any:
         """Receive an object. Raises EOFError when there is nothing more and nobody can send."""
-        if self._handle is None or not self._readable:
-            self._check_closed()
-            self._check_readable()
-        return ForkingPickler.loads(self._next())
+        return unpickled(self.take())
 
     def recv_bytes(self, maxlength: int | None = None) -> bytes:
         """Receive what was sent with `send_bytes`. Raises EOFError as `recv`."""
         if maxlength is not None:
             return super().recv_bytes(maxlength)
-        if self._handle is None or not self._readable:
-            self._check_closed()
-            self._check_readable()
-        return self._next()
+        return _bytes_of(self.take())
 
     def _recv_bytes(self, maxsize: int | None = None) -> io.BytesIO | None:
-        raw = self._next()
+        raw = _bytes_of(self.take())
         if maxsize is not None and len(raw) > maxsize:
             return None
         buffer = io.BytesIO()
@@ -263,8 +287,11 @@ class Connection(connection.Connection):
         self.flush()
         return bool(connection.wait([self], timeout))
 
-    def _next(self) -> bytes:
-        """The next message."""
+    def take(self) -> Any:
+        """The next message as it is: for `unpickled`."""
+        if self._handle is None or not self._readable:
+            self._check_closed()
+            self._check_readable()
         cells = self._cells
         while True:
             items = self._items
@@ -392,6 +419,39 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 _dumps = Pickle().encode_one
+
+
+def unpickled(message: Any) -> Any:
+    """The object that was sent as `message`: bytes, which are a pickle, or a list of it."""
+    return message[0] if type(message) is list else ForkingPickler.loads(message)
+
+
+def _bytes_of(message: Any) -> bytes:
+    return _dumps(message[0]) if type(message) is list else message
+
+
+def _message(obj: Any) -> tuple[Any, int]:
+    """`obj` as a message, and about how many bytes it has: a pickle; or the object in an array, if
+    msgpack gives it back as it is (see `flowkit.mp.items`), encoded now if it could change."""
+    kind = type(obj)
+    if kind is bytes or (kind is str and obj.isascii()):
+        if len(obj) < SHORT:
+            return (obj,), len(obj) + 5
+    elif kind is int:
+        if -(1 << 63) <= obj < 1 << 64:
+            return (obj,), 9
+    elif kind in _FIXED:
+        return (obj,), 9
+    elif (kind is dict or kind is list) and is_flat(obj):
+        try:
+            raw = _encode(obj)
+        except REFUSED:
+            pass
+        else:
+            if len(raw) < SHORT:
+                return (msgspec.Raw(raw),), len(raw)
+    pickled = _dumps(obj)
+    return pickled, len(pickled)
 
 
 def _reduce(end: Connection) -> tuple[Callable[..., Connection], tuple[Any, ...]]:

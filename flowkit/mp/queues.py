@@ -14,14 +14,13 @@ import types
 import weakref
 from multiprocessing import context
 from multiprocessing.context import BaseContext
-from multiprocessing.reduction import ForkingPickler
 from multiprocessing.synchronize import SEM_VALUE_MAX  # type: ignore[attr-defined]
 from queue import Empty, Full
 from typing import Any
 
 from flowkit.mp import client, lifeline, side
 from flowkit.mp.cells import Cursor
-from flowkit.mp.connection import Pipe
+from flowkit.mp.connection import Pipe, unpickled
 from flowkit.mp.gateway import Gateway
 from flowkit.mp.items import codec as codec_of
 from flowkit.mp.reader import NOTHING
@@ -244,8 +243,8 @@ class SimpleQueue:
     __class_getitem__: Any = classmethod(types.GenericAlias)
 
     def __init__(self, *, ctx: BaseContext | None = None) -> None:
-        self._reader, self._writer = Pipe(duplex=False)
-        self._rlock = (ctx or multiprocessing.get_context()).Lock()
+        reader, writer = Pipe(duplex=False)
+        self.__setstate__((reader, writer, (ctx or multiprocessing.get_context()).Lock()))
 
     def __getstate__(self) -> tuple[Any, ...]:
         context.assert_spawning(self)
@@ -253,6 +252,8 @@ class SimpleQueue:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._reader, self._writer, self._rlock = state
+        # Where it is multiprocessing's own pipe, that has no messages but pickles.
+        self._take = getattr(self._reader, "take", self._reader.recv_bytes)
 
     def put(self, obj: Any) -> None:
         """Put `obj` into the queue. Raises what pickling it raises, and OSError if closed."""
@@ -261,8 +262,8 @@ class SimpleQueue:
     def get(self) -> Any:
         """Wait for the next item and take it out. Raises OSError if closed."""
         with self._rlock:
-            raw = self._reader.recv_bytes()
-        return ForkingPickler.loads(raw)
+            message = self._take()
+        return unpickled(message)  # without the lock: that runs any code, and takes its time
 
     def empty(self) -> bool:
         """Whether there is nothing to get."""

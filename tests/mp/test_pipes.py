@@ -53,6 +53,33 @@ def test_objects_and_bytes_are_the_same_to_a_pipe(make: Make) -> None:
         theirs.recv_bytes(3)
 
 
+def test_objects_arrive_as_they_were_sent(make: Make) -> None:
+    ours, theirs = make(mp.Pipe)
+    shared = [1, "x"]
+    items = [
+        *(b"", "", "größe", "\ud800", 0, -(2**63), -(2**63) - 1, 2**64 - 1, 2**64, 0.1, True, None),
+        *((1,), [(1,)], {1: 2}, {"a": {"b": 1}}, {"a": 2**70}, {"a": "\ud800"}, [shared, shared]),
+        *({"a": 1, "b": b"x", "c": None, "d": 1.0, "e": False}, shared, [], {}, "x" * 5000),
+        *(bytes(5000), bytearray(b"x"), float("inf")),
+    ]
+    for _ in range(2):
+        for item in items:
+            ours.send(item)
+        for item in items:
+            found = theirs.recv()
+            assert found == item and type(found) is type(item)
+            if item == [shared, shared]:
+                assert found[0] is found[1]
+    for item in items:
+        ours.send(item)
+        assert reduction.ForkingPickler.loads(theirs.recv_bytes()) == item
+    changing = {"a": 1}
+    for number in range(3):
+        changing["a"] = number
+        ours.send(changing)
+    assert [theirs.recv() for _ in range(3)] == [{"a": number} for number in range(3)]
+
+
 def test_what_is_kept_back_goes_out_by_itself(make: Make) -> None:
     reader, writer = make(mp.Pipe, duplex=False)
     for number in range(100):

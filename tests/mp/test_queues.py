@@ -119,7 +119,7 @@ def test_what_a_killed_consumer_had_not_got_is_got_by_others(
     """Consumers note what they got in files, at once: each death may cost the one item that was
     got and not noted. They are killed at any moment, also while they hold the lock."""
     queue = make(mp.Queue)
-    count, deaths = 60_000, 12
+    count, deaths = 40_000, 8
 
     def consume(name: str) -> None:
         with open(tmp_path / name, "ab", buffering=0) as notes:
@@ -244,6 +244,12 @@ def test_items_come_out_as_they_were_put(make: Make) -> None:
         *((1, (2,)), {"a": {3}}, shared, shared, bytearray(b"x"), float("inf"), test_log_name),
         *(bytes(3_000_000), "x" * 200_000),
     ]
+    for alone in (True, False):
+        flat = [{"a": 1, "b": b"x", "c": None}, [1, "x"], [], {}, {"a": 2**64}, {"a": "\ud800"}, 1]
+        for item in flat:
+            queue.put(item)
+            assert not alone or queue.get() == item
+        assert alone or [queue.get() for _ in flat] == flat
     for item in items:
         queue.put(item)
     found = [queue.get() for _ in items]
