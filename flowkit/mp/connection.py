@@ -51,8 +51,11 @@ FULL = 32 << 10
 """Bytes of messages that are sent without waiting for more."""
 
 LARGE = 128 << 10
-"""Bytes of a message that is passed on in a file. A packet has to fit into the kernel's buffer,
-whose default on Linux is 208 KiB."""
+"""Bytes of a message that is passed on in a file."""
+
+BUFFER = 208 << 10
+"""Bytes of the kernel's buffer: what Linux allows, and gives where nobody has changed it. A packet
+must fit into it: `FULL`, one message more, and what frames `MOST` of them."""
 
 MOST = 4096
 """Messages of one packet at most."""
@@ -90,6 +93,8 @@ def Pipe(duplex: bool = True) -> tuple[connection.Connection, connection.Connect
     if not sys.platform.startswith("linux"):
         return connection.Pipe(duplex)
     first, second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (first, second):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
     memory = os.memfd_create("flowkit.mp", os.MFD_CLOEXEC)
     os.ftruncate(memory, 2 * 8 * _CELLS)
     return (
@@ -209,22 +214,23 @@ class Connection(connection.Connection):
         batch: list[tuple[Any, int]] = []
         try:
             while self._pending:
-                size = 0
+                self._size = size = 0
                 while self._pending and size < FULL and len(batch) < MOST:
                     batch.append(self._pending.popleft())
                     size += batch[-1][1]
-                self._size -= size
                 packet = self._header(len(batch)) + _encode([message for message, _ in batch])
                 self._socket.send(packet, 0 if wait else socket.MSG_DONTWAIT)
                 batch = []
             self._outward[_KEPT] = 0
         except BlockingIOError:
             self._pending.extendleft(reversed(batch))
-            self._size += size
         except OSError as error:
             self._failure = error
             if wait:
                 raise
+        except BaseException:  # Ctrl-C while it waits
+            self._pending.extendleft(reversed(batch))
+            raise
         finally:
             self._writing.release()
 
@@ -312,7 +318,7 @@ class Connection(connection.Connection):
         """Wait for a packet and have its messages at hand; or return the one in a file."""
         self.flush()
         if self._space is None:
-            self._space = memoryview(bytearray(LARGE + 2 * FULL + 5 * MOST))
+            self._space = memoryview(bytearray(BUFFER))
         space, cells = self._space, self._cells
         size = self._socket.recv_into(space, 0, socket.MSG_PEEK)
         if not size:
@@ -349,8 +355,9 @@ class Connection(connection.Connection):
             with suppress(OSError):
                 self.flush()
         finally:
-            self._pending.clear()
-            self._socket.close()
+            with self._writing:  # the thread may be sending just now
+                self._pending.clear()
+                self._socket.close()
             self._cells.release()
             self._outward.release()
             os.close(self._memory)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import socket
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from multiprocessing import reduction, spawn, util
 from typing import Any
 
@@ -36,6 +38,13 @@ class Lifeline:
     def address(self) -> str:
         return f"ipc://{self.directory}/{SOCKET}"
 
+    @property
+    def alive(self) -> bool:
+        """Whether the broker still has its end."""
+        poller = select.poll()
+        poller.register(self.end, select.POLLIN)
+        return not poller.poll(0)
+
     def file_of(self, name: str) -> str:
         """The path of the file with the cells of the queue `name`."""
         return f"{self.directory}/{name}"
@@ -53,7 +62,8 @@ class Lifeline:
             _held.pop(self.directory, None)
             self.end.close()
         if self.pid and self.owner == os.getpid():
-            threading.Thread(target=_collect, args=(self.pid,), daemon=True).start()
+            arguments = self.pid, self.directory
+            threading.Thread(target=_collect, args=arguments, daemon=True).start()
 
 
 def hold(lifeline: Lifeline | None = None) -> Lifeline:
@@ -63,7 +73,7 @@ def hold(lifeline: Lifeline | None = None) -> Lifeline:
     """
     with _guard:
         if lifeline is None:
-            lifeline = next(iter(_held.values()), None) or _start()
+            lifeline = next((each for each in _held.values() if each.alive), None) or _start()
         lifeline.users += 1
         _held[lifeline.directory] = lifeline
         return lifeline
@@ -116,11 +126,11 @@ def _arrive(directory: str, duplicate: Any) -> Lifeline:
     return known
 
 
-def _collect(pid: int) -> None:
-    try:
+def _collect(pid: int, directory: str) -> None:
+    """Wait for the end of a broker; clear up for it if it was killed."""
+    with suppress(ChildProcessError):
         os.waitpid(pid, 0)
-    except ChildProcessError:
-        pass
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _short_directory() -> str | None:

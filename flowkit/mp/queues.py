@@ -63,7 +63,6 @@ class Queue:
         self._lifeline = lifeline.hold()
         Cursor.create(self._lifeline.file_of(self._name))
         self.address: str | None = None
-        self._gateway: Gateway | None = None  # only where the queue was made
         self._begin()
         if address is not None:
             self._gateway = Gateway(self, codec_of(codec), max(maxsize, 0), address, insecure)
@@ -89,7 +88,7 @@ class Queue:
             hook(error, item)
 
         self._closed = False
-        self._gateway = None
+        self._gateway: Gateway | None = None  # only where the queue was made
         self._side = side.Side(
             self._lifeline, self._name, codec_of(self._codec), self._lock, lost, release
         )

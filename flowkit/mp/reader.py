@@ -55,7 +55,6 @@ class Reader:
         self._arrivals = 0
         self._waiting = 0  # threads
         self._listener: Callable[[], None] | None = None
-        self._broken = False
 
     # ------------------------------------------------------------ the caller's thread
 
@@ -95,10 +94,11 @@ class Reader:
                 return item
             if not block and cells[TOTAL] <= cells[TAKEN]:
                 return NOTHING
-            if self._broken:
-                raise EOFError("the process that keeps this queue's items has died")
-            if not self._await_news(arrivals, block, deadline if block else None):
-                return NOTHING
+            try:
+                if not self._await_news(arrivals, block, deadline if block else None):
+                    return NOTHING
+            except BrokenPipeError as error:
+                raise EOFError(*error.args) from None
 
     def _await_news(self, arrivals: int, wait: bool, deadline: float | None) -> bool:
         """Ask, and wait until something has come since there were so many `arrivals`."""
@@ -155,8 +155,7 @@ class Reader:
         self._stir()
 
     def broken(self) -> None:
-        self._broken = True
-        self._stir()
+        self._stir()  # who asks now is told
 
     def _stir(self) -> None:
         with self._news:

@@ -9,8 +9,17 @@ from typing import Any
 import pytest
 
 from flowkit import mp
+from flowkit.mp import lifeline
 
 FORK: Any = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def broker() -> Iterator[None]:
+    """One broker for all queues of a module: so that not every test has to wait for its own."""
+    ours = lifeline.hold()
+    yield
+    ours.release()
 
 
 @pytest.fixture

@@ -15,9 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from flowkit import mp
+from flowkit.mp import lifeline
 
 FORK: Any = multiprocessing.get_context("fork")
 Make = Callable[..., Any]
@@ -26,7 +28,9 @@ Start = Callable[..., Any]
 EXCHANGE = Path(__file__).with_name("exchange.py")
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.slow)]
+)
 def test_every_item_comes_out_once_and_in_order(method: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", str(EXCHANGE), method],
@@ -340,10 +344,26 @@ def test_the_death_of_the_broker_is_noticed(make: Make) -> None:
     queue = make(mp.Queue)
     queue.put(1)
     assert queue.get() == 1
+    assert queue._lifeline.pid
     os.kill(queue._lifeline.pid, signal.SIGKILL)
     with pytest.raises(EOFError, match="has died"):
         queue.get(timeout=10)
     with pytest.raises(BrokenPipeError, match="has died"):
         queue.put(2)
+    other = make(mp.Queue)
+    other.put(3)
+    assert other.get(timeout=5) == 3, "with a broker of its own"
     queue.close()
     queue.join_thread()
+
+
+def test_a_broker_ends_with_its_last_user_and_clears_up(eventually: Any) -> None:
+    for killed in (False, True):
+        own = lifeline._start()
+        lifeline.hold(own)
+        assert Path(own.directory).is_dir()
+        if killed:
+            os.kill(own.pid, signal.SIGKILL)
+        own.release()
+        eventually(lambda own=own: not Path(own.directory).exists())
+        eventually(lambda own=own: not psutil.pid_exists(own.pid))
