@@ -180,32 +180,31 @@ class Connection(connection.Connection):
         """Send a message, as `_message` makes it, now or soon."""
         if self._failure is not None:
             raise self._failure
-        outward = self._outward
-        if outward[_SENDER] != self._sender:
-            self._share()
+        alone = self._outward[_SENDER] == self._sender or self._share()
         pending = self._pending
         pending.append((message, size))
         self._size += size
-        if not self.hot:
-            self.flush()
-            if outward[_SENDER] == self._sender:
-                self.hot = True
-                _flusher.add(self)
-        elif self._size >= FULL or outward[_SENDER] != self._sender:
-            self.flush()
-        elif len(pending) == 1:
-            outward[_KEPT] = 1
+        if self.hot and alone and self._size < FULL:
+            if len(pending) == 1:
+                self._outward[_KEPT] = 1
+            return
+        self.flush()
+        if alone and not self.hot:
+            self.hot = True
+            _flusher.add(self)
 
-    def _share(self) -> None:
-        """Be the sender, or one of several, who do not keep anything back."""
+    def _share(self) -> bool:
+        """Be the only sender, which is returned; or one of several, who keep nothing back."""
         cells = self._outward
         if not cells[_SENDER]:
             cells[_SENDER] = self._sender
-        elif cells[_SENDER] != _SEVERAL:
+            return True
+        if cells[_SENDER] != _SEVERAL:
             cells[_SENDER] = _SEVERAL
             deadline = monotonic() + GRACE
             while cells[_KEPT] and monotonic() < deadline:
                 select.select([], [], [], PAUSE)
+        return False
 
     def flush(self, wait: bool = True) -> None:
         """Send what is pending. What cannot be sent now is left pending, unless it may `wait`."""

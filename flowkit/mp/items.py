@@ -17,6 +17,7 @@ import copyreg
 import threading
 from collections import ChainMap
 from collections.abc import Callable, Sequence
+from itertools import chain
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
 
@@ -36,6 +37,15 @@ _pickles = msgspec.msgpack.Decoder(list[bytes]).decode
 REFUSED = (OverflowError, UnicodeEncodeError, ValueError, RuntimeError)
 """What msgpack does not take of what is plain: an int beyond 64 bits, half a surrogate pair; or a
 dictionary that somebody changes just now."""
+
+
+def _are_flat(items: Sequence[Any]) -> bool:
+    """Whether all `items` are flat; faster than to ask for each if all are dictionaries."""
+    if set(map(type, items)) != {dict}:
+        return all(map(is_flat, items))
+    values = chain.from_iterable(map(dict.values, items))
+    keys = chain.from_iterable(items)
+    return _PLAIN.issuperset(map(type, values)) and _TEXT.issuperset(map(type, keys))
 
 
 def is_flat(item: Any) -> bool:
@@ -89,7 +99,7 @@ class Pickle:
         try:
             if _PLAIN.issuperset(map(type, items)):
                 return b"v" + _encode(items)
-            if all(map(is_flat, items)):
+            if _are_flat(items):
                 return b"m" + _encode(items)
         except REFUSED:
             pass
