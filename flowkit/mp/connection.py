@@ -207,8 +207,11 @@ class Connection(connection.Connection):
         return False
 
     def flush(self, wait: bool = True) -> None:
-        """Send what is pending. What cannot be sent now is left pending, unless it may `wait`."""
-        if not self._pending or not self._writing.acquire(wait):
+        """Send what is pending. What cannot be sent now is left pending, unless it may `wait`: then
+        all is sent, also what the thread has in hand just now."""
+        if not wait and not self._pending:
+            return
+        if not self._writing.acquire(wait):
             return
         batch: list[tuple[Any, int]] = []
         try:

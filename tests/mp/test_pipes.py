@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing import BufferTooShort, reduction
@@ -164,6 +165,29 @@ def test_a_reader_that_is_killed_takes_only_what_it_got(make: Make, start: Start
     child.kill()
     child.join()
     assert [reader.recv() for _ in range(8)] == list(range(2, 10))
+
+
+def test_a_process_does_not_end_with_a_message_in_hand(
+    make: Make, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = make(mp.Pipe, duplex=False)
+    encode = connection._encode
+
+    def slowly(messages: Any) -> bytes:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.3)
+        return encode(messages)
+
+    def send() -> None:
+        monkeypatch.setattr(connection, "_encode", slowly)
+        for number in range(3):
+            writer.send(number)
+        while writer._pending:  # until the thread has taken them up
+            time.sleep(0.001)
+
+    start(send).join()
+    writer.close()
+    assert [reader.recv() for _ in range(3)] == [0, 1, 2]
 
 
 def test_many_may_write(make: Make, start: Start) -> None:
