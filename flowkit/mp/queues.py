@@ -44,6 +44,9 @@ class Queue:
 
     __class_getitem__: Any = classmethod(types.GenericAlias)
 
+    _gateway: Gateway | None
+    """Only where the queue was made."""
+
     def __init__(
         self,
         maxsize: int = 0,
@@ -88,7 +91,7 @@ class Queue:
             hook(error, item)
 
         self._closed = False
-        self._gateway: Gateway | None = None  # only where the queue was made
+        self._gateway = None
         self._side = side.Side(
             self._lifeline, self._name, codec_of(self._codec), self._lock, lost, release
         )
