@@ -502,7 +502,10 @@ def test_the_program_with_a_queue_before_and_after() -> None:
     ]
     for name in ("mp_before.py", "mp_after.py"):
         done = subprocess.run(
-            [sys.executable, str(examples / name), "2000"], capture_output=True, text=True, timeout=60
+            [sys.executable, str(examples / name), "2000"],
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert (done.stderr, done.returncode) == ("", 0)
         assert re.fullmatch(
