@@ -149,8 +149,9 @@ class Desk:
 
 
 def plain(output: str) -> list[str]:
-    """The lines of `output` without what differs: times, ports, and what they suggest."""
+    """The lines of `output` without what differs: times, ports, processes, what they suggest."""
     output = re.sub(r"\b[0-9.]+(ms|s)\b", "TIME", output)
+    output = re.sub(r"process [0-9]+", "process N", output)
     lines = re.sub(r"127\.0\.0\.1:[0-9]+", "ADDRESS", output).splitlines()
     return [line.rstrip() for line in lines if not line.startswith(VERDICTS)]
 
