@@ -35,6 +35,11 @@ class In(Generic[T]):
     ``"500ms"``) to fill, and is handed over when the time has passed.
     `concurrency`: how many coroutine handlers of this channel may run at once.
     `codec`: ``raw``, ``json``, ``msgpack`` or ``pickle``; the type decides when it is not given.
+
+    Type checkers know a channel's type from its first argument where that is a class. Of what is
+    none, a union say, an annotation tells them: ``x: In[int | str] = In(int | str)``; without one
+    they check nothing. That the handler takes what its channel carries they cannot see: that is
+    checked when the class is created.
     """
 
     name: str = ""

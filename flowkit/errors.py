@@ -29,6 +29,7 @@
     |   `-- HandlerFailed        its handler raised
     |-- TransportError           whoever runs the project: an endpoint cannot be bound or reached
     |-- ReplicaError             a replica cannot start or go on
+    |-- HarnessError             the author of a test: it asks for what cannot be
     |-- WireError                the peer: bytes that are no flowkit frame
     |-- RemoteProtocolError      the peer: a frame that breaks the rules of the link
     `-- LocalProtocolError       us: a bug in flowkit
@@ -253,6 +254,11 @@ class ReplicaError(FlowkitError):
     """A replica cannot start or go on: its class does not import, or a hook failed."""
 
     exit_code = 3
+
+
+class HarnessError(FlowkitError):
+    """A test asks `flowkit.testing` for what cannot be: a channel that is not there, a node that
+    has ended, time on a loop whose time is not the test's."""
 
 
 class WireError(FlowkitError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import NoneType
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 from zlib import crc32
 
 import msgspec
@@ -35,12 +35,15 @@ class Meta(msgspec.Struct, frozen=True):
     missed: int = 0
 
 
-class Many:
+T = TypeVar("T")
+
+
+class Many(Generic[T]):
     """Several messages with one position: ``yield Many(messages), position`` in a source."""
 
     __slots__ = ("messages",)
 
-    def __init__(self, messages: Sequence[Any]) -> None:
+    def __init__(self, messages: Sequence[T]) -> None:
         self.messages = messages
 
     def __repr__(self) -> str:

@@ -11,13 +11,14 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from flowkit.calls import Call, Serve
 from flowkit.channels import In, Out
 from flowkit.errors import DeclarationError
+from flowkit.message import Meta
 from flowkit.units import duration
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -310,26 +311,37 @@ def _handler(cls: type[Node], name: str, channel: In[Any], attributes: dict[str,
             f"{where} takes {len(parameters) - 1} arguments",
             hint="it is called with the message, or with the message and its meta",
         )
-    _check_annotation(where, channel, function, positional[1].name)
+    _check_annotations(where, channel, function, [one.name for one in positional[1:]])
     if isinstance(channel, Serve):
         _check_answer(where, channel, function)
     return Handler(method, coroutine, wants_meta=len(positional) == 3)
 
 
-def _check_annotation(where: str, channel: In[Any], function: Any, parameter: str) -> None:
-    """Refuse an annotation that surely contradicts the channel's type; say nothing when unsure."""
+def _check_annotations(
+    where: str, channel: In[Any], function: Any, parameters: Sequence[str]
+) -> None:
+    """Refuse annotations of a handler that surely contradict what it is called with: what the
+    channel carries, then meta. Says nothing when unsure.
+
+    A type checker cannot see that the two belong together; this is its part of the work.
+    """
     try:
-        annotated = typing.get_type_hints(function).get(parameter, Any)
+        hints = typing.get_type_hints(function)
     except Exception:  # names that only a type checker can resolve
         return
-    expected = channel.type
+    given: list[Any] = [channel.type, Meta]
     if channel.batch is not None:
-        expected = list[channel.type]  # type: ignore[name-defined]
-    if _contradicts(annotated, expected):
-        raise DeclarationError(
-            f"{where} takes {_type_name(annotated)}, its channel carries {_type_name(expected)}",
-            hint="make the annotation and the channel agree",
-        )
+        given = [list[channel.type], list[Meta]]  # type: ignore[name-defined]
+    facts = (
+        ("its channel carries", "make the annotation and the channel agree"),
+        ("its meta is", "a handler gets the message first, then what is known about it"),
+    )
+    for parameter, expected, (fact, hint) in zip(parameters, given, facts, strict=False):
+        annotated = hints.get(parameter, Any)
+        if _contradicts(annotated, expected):
+            raise DeclarationError(
+                f"{where} takes {_type_name(annotated)}, {fact} {_type_name(expected)}", hint
+            )
 
 
 def _check_answer(where: str, channel: Serve[Any, Any], function: Any) -> None:
@@ -366,7 +378,9 @@ def _contradicts(annotated: Any, expected: Any) -> bool:
     except TypeError:  # protocols and TypedDict cannot tell
         return False
     takes, gives = typing.get_args(annotated), typing.get_args(expected)
-    return taken is given is list and bool(takes and gives) and _contradicts(takes[0], gives[0])
+    if len(takes) != len(gives) or not (taken is given or given.__module__ == "builtins"):
+        return False  # of other classes nobody knows which argument is which
+    return any(_contradicts(one, other) for one, other in zip(takes, gives, strict=True))
 
 
 def _type_name(kind: Any) -> str:

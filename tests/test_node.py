@@ -80,6 +80,13 @@ def _annotated(kind: Any, into: In[Any]) -> Callable[[], type]:
     return _with(x=into, on_x=on_x)
 
 
+def _metaed(kind: Any, into: In[Any]) -> Callable[[], type]:
+    def on_x(self: Any, message: Any, meta: Any) -> None: ...
+
+    on_x.__annotations__ = {"meta": kind}
+    return _with(x=into, on_x=on_x)
+
+
 # What is wrong, and what the error says: the thing by name, and how to mend it.
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "no handler": (_with(x=In(int)), r"Wrong\.x has no handler 'on_x'; write on_x\(self, \.\.\.\)"),
@@ -138,6 +145,23 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "one message of a batch": (
         _annotated(Row, In(Row, batch=5)),
         r"on_x takes Row, its channel carries list\[.*Row\]",
+    ),
+    "values of others": (
+        _annotated(dict[str, str], In(dict[str, int])),
+        r"takes dict\[str, str\], its channel carries dict\[str, int\]",
+    ),
+    "a list of lists of others": (_annotated(list[list[str]], In(list[int], batch=5)), "takes "),
+    "a sequence of others": (
+        _annotated(collections.abc.Sequence[str], In(int, batch=5)),
+        r"takes collections.abc.Sequence\[str\]",
+    ),
+    "text for meta": (
+        _metaed(str, In(int)),
+        "on_x takes str, its meta is Meta; a handler gets the message first",
+    ),
+    "one meta of a batch": (
+        _metaed(Meta, In(int, batch=5)),
+        r"on_x takes Meta, its meta is list\[flowkit.message.Meta\]",
     ),
     "a batch of others": (_annotated(list[str], In(int, batch=5)), r"takes list\[str\]"),
     "batch of nothing": (lambda: In(int, batch=0), r"In\(batch=0\): .* at least one message"),
@@ -250,6 +274,12 @@ RIGHT: dict[str, Callable[[], type]] = {
     "a sequence": _annotated(collections.abc.Sequence, In(int, batch=5)),
     "an iterable of it": _annotated(collections.abc.Iterable[int], In(int, batch=5)),
     "a list as the message": _annotated(list[int], In(list[int])),
+    "a mapping of it": _annotated(collections.abc.Mapping[str, int], In(dict[str, int])),
+    "a tuple of any length": _annotated(tuple[str, ...], In(tuple[str, str])),
+    "an iterable of keys": _annotated(collections.abc.Iterable[str], In(dict[str, int])),
+    "meta": _metaed(Meta, In(int)),
+    "some meta": _metaed(Meta | None, In(int)),
+    "a list of meta": _metaed(list[Meta], In(int, batch=5)),
     "a bare list as the message": _annotated(list[int], In(list)),
     "meta by default": _with(x=In(int), on_x=lambda self, message, meta=None: None),
     "more by star": _with(x=In(int), on_x=lambda self, message, *rest: None),

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 import pytest
@@ -17,98 +16,108 @@ from flowkit import cli
 from flowkit.cli import up
 from flowkit.runtime.planning import load_plan
 from flowkit.units import duration
-from tests.e2e.harness import PATIENCE, ROOT, Place, environment
+from tests.documents import Desk, blocks, plain, shape
+from tests.e2e.harness import PATIENCE, ROOT
 
 README = ROOT / "README.rst"
 TEXT = README.read_text(encoding="utf-8")
 
 
-class Block(NamedTuple):
-    """A code block: its language, its text without the indentation, the line it begins on."""
-
-    language: str
-    text: str
-    line: int
-
-    @property
-    def file(self) -> str:
-        """The name in the comment of the first line; "" if there is none."""
-        found = re.match(r"# (\S+\.(?:py|yaml))\n", self.text)
-        return found[1] if found else ""
-
-
-def _blocks() -> Iterator[Block]:
-    lines = TEXT.splitlines()
-    for number, line in enumerate(lines):
-        if found := re.fullmatch(r"\.\. code-block:: (\w+)", line):
-            body = []
-            for text in lines[number + 2 :]:
-                if text and not text.startswith("   "):
-                    break
-                body.append(text[3:])
-            yield Block(found[1], "\n".join(body).strip("\n") + "\n", number + 3)
-
-
-BLOCKS = list(_blocks())
+BLOCKS = blocks(README)
 FILES = {block.file: block.text for block in BLOCKS if block.file}
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
+def desk() -> Iterator[Desk]:
     """A directory with the files that README shows, and the text that they read."""
-    place = Place()
+    desk = Desk()
     for name, text in FILES.items():
         if "/" not in name:
-            Path(place.file(name)).write_text(text, encoding="utf-8")
-    Path(place.file("LICENSE")).write_bytes((ROOT / "LICENSE").read_bytes())
-    commands = Path(place.file("bin"))
-    commands.mkdir()
-    for name, start in {"python": "", "flowkit": " -m flowkit"}.items():
-        script = commands / name
-        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)}{start} "$@"\n')
-        script.chmod(0o755)
-    yield place
-    place.close()
-
-
-def sh(place: Place, command: str) -> tuple[int, str]:
-    """Run a line of a console session; its exit code and what it printed."""
-    env = environment(place.path)
-    env["PATH"] = f"{place.file('bin')}:{env['PATH']}"
-    ended = subprocess.run(
-        ["sh", "-c", command],
-        cwd=place.path,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=PATIENCE,
-    )
-    return ended.returncode, ended.stdout.decode()
-
-
-def plain(output: str) -> list[str]:
-    """The lines of `output` without what differs: times, ports, and what they suggest."""
-    output = re.sub(r"\b[0-9.]+(ms|s)\b", "TIME", output)
-    lines = re.sub(r"127\.0\.0\.1:[0-9]+", "ADDRESS", output).splitlines()
-    return [line.rstrip() for line in lines if not line.startswith("bottleneck:")]
+            desk.write(name, text)
+    desk.write("LICENSE", (ROOT / "LICENSE").read_text(encoding="utf-8"))
+    yield desk
+    desk.close()
 
 
 # ---------------------------------------------------------------------------- what is shown
 
 
 @pytest.mark.e2e
-def test_the_console_sessions_are_true(place: Place) -> None:
+def test_the_console_sessions_are_true(desk: Desk) -> None:
     sessions = [block for block in BLOCKS if block.language == "console"]
-    assert len(sessions) >= 3
+    assert len(sessions) >= 6
     for session in sessions:
-        for part in re.split(r"^\$ ", session.text, flags=re.MULTILINE)[1:]:
-            command, _, expected = part.partition("\n")
-            _, output = sh(place, command)
-            assert plain(output) == plain(expected), f"README.rst:{session.line}: {command}"
+        if session is not RUNNING:
+            for command, expected in session.sessions():
+                _, output = desk.sh(command)
+                assert plain(output) == plain(expected), f"{session.where}: {command}"
 
 
-def test_every_python_file_of_the_readme_is_shown_whole(place: Place) -> None:
+(RUNNING,) = (block for block in BLOCKS if "clicks.yaml" in block.text)
+
+
+@pytest.mark.e2e
+def test_the_session_with_a_running_project_is_true(desk: Desk) -> None:
+    for file in (ROOT / "tests" / "readme").iterdir():
+        if file.is_file():
+            desk.write(file.name, file.read_text(encoding="utf-8"))
+    try:
+        _follow(desk)
+    finally:
+        desk.sh("flowkit down --kill")
+
+
+def _follow(desk: Desk) -> None:
+    ran = []
+    for command, expected in RUNNING.sessions():
+        if command == "flowkit down":
+            printed = desk.interrupted("python -u double.py", 2)
+            assert "WARNING odd line" in printed
+        if expected.endswith("^C\n"):
+            lines = expected.splitlines(keepends=True)[:-1]
+            # Which replica was the first is chance.
+            output = re.sub(r"parse\.\d", "parse.2", desk.interrupted(command, len(lines)))
+            expected = "".join(lines)
+        else:
+            _, output = desk.sh(command)
+        assert shape(output) == shape(expected), f"{RUNNING.where}: {command}: {output}"
+        ran.append(command.split()[1])
+    assert ran == ["up", "ps", "scale", "logs", "down"]
+
+
+def test_commands_that_are_shown_without_their_output_are_right() -> None:
+    shown = [
+        shlex.split(line.partition("#")[0])[2:]
+        for block in BLOCKS
+        if not block.language
+        for line in block.text.splitlines()
+        if line.startswith("$ ")
+    ]
+    assert shown
+    for verb, *arguments in shown:
+        cli.Verbs(name="flowkit").get_command(click.Context(cli.Verbs()), verb).make_context(
+            verb, arguments
+        )
+
+
+@pytest.mark.slow
+def test_the_tests_that_the_readme_names_are_there() -> None:
+    named = [block for block in BLOCKS if not block.language and "-m pytest -m slow" in block.text]
+    assert len(named) >= 2
+    for block in named:
+        for command in re.split(r"(?<!\\)\n", block.text.strip()):
+            command = command.replace(".venv/bin/python", shlex.quote(sys.executable))
+            done = subprocess.run(
+                ["sh", "-c", f"{command} --collect-only -q"],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+            )
+            assert done.returncode == 0 and "::test_" in done.stdout, (command, done.stdout)
+
+
+def test_every_python_file_of_the_readme_is_shown_whole(desk: Desk) -> None:
     for block in BLOCKS:
         if block.language in ("python", "yaml"):
             assert block.file, f"README.rst:{block.line}: no name of a file in the first line"
@@ -117,27 +126,33 @@ def test_every_python_file_of_the_readme_is_shown_whole(place: Place) -> None:
 
 
 @pytest.mark.e2e
-def test_the_topologies_of_the_readme_are_right(place: Place) -> None:
+def test_the_topologies_of_the_readme_are_right(desk: Desk) -> None:
     names = [name for name in FILES if name.endswith(".yaml")]
-    assert len(names) == 2
-    code, output = sh(place, f"flowkit check {' '.join(names)}")
+    assert len(names) >= 2
+    code, output = desk.sh(f"flowkit check {' '.join(names)}")
     assert code == 0, output
 
 
 @pytest.mark.e2e
-def test_the_test_of_the_readme_passes(place: Place) -> None:
-    code, output = sh(place, "python -m pytest -q -p no:cacheprovider test_words.py")
+def test_the_tests_of_the_readme_pass(desk: Desk) -> None:
+    tests = [name for name in FILES if name.startswith("test_")]
+    assert len(tests) == 3
+    code, output = desk.sh(f"python -m pytest -q {' '.join(tests)}")
     assert code == 0, output
-    assert "1 passed" in output
+
+
+def test_a_node_and_its_test_take_ten_lines() -> None:
+    lines = [line for line in FILES["test_shout.py"].splitlines()[1:] if line]
+    assert len(lines) <= 10
 
 
 @pytest.mark.e2e
 def test_the_defaults_of_the_readme_are_the_defaults(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(place.path))
-    monkeypatch.chdir(place.path)
-    full = load_plan(place.file("everything.yaml"), {}, str(place.path))
+    monkeypatch.syspath_prepend(str(desk.path))
+    monkeypatch.chdir(desk.path)
+    full = load_plan(str(desk.path / "everything.yaml"), {}, str(desk.path))
     bare = "\n".join(
         line
         for line in FILES["everything.yaml"].splitlines()
@@ -148,8 +163,8 @@ def test_the_defaults_of_the_readme_are_the_defaults(
         )
     )
     assert len(bare.splitlines()) < len(FILES["everything.yaml"].splitlines()) - 8
-    Path(place.file("everything.yaml")).write_text(bare)
-    least = load_plan(place.file("everything.yaml"), {}, str(place.path))
+    Path(str(desk.path / "everything.yaml")).write_text(bare)
+    least = load_plan(str(desk.path / "everything.yaml"), {}, str(desk.path))
     assert full.nodes == least.nodes
     assert full.links == least.links
 
@@ -202,11 +217,3 @@ def test_the_options_of_up_are_those_there_are() -> None:
     assert shown == {name for name in names if name.startswith("--")}
     limit = re.search(r"--drain-timeout (\w+)", row)
     assert limit and duration(limit[1]) == up.DRAIN_TIMEOUT
-
-
-def test_docutils_has_nothing_to_complain_about() -> None:
-    core = pytest.importorskip("docutils.core", reason="needs docutils: pip install docutils")
-    settings = {"report_level": 1, "halt_level": 1, "syntax_highlight": "none"}
-    for name in ("README.rst", "CHANGELOG.rst"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        core.publish_doctree(text, settings_overrides=settings)

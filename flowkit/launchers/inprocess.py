@@ -55,6 +55,8 @@ class InProcessLauncher(Launcher):
         for descriptor in (stdout, stderr):
             if descriptor is not None:
                 os.close(descriptor)
+        if name in self._tasks:
+            raise ValueError(f"{name} runs already")
         task = asyncio.get_running_loop().create_task(self._run(spec), name=title)
         self._tasks[name] = task
         task.add_done_callback(lambda task: self._ended(name, spec, task))
@@ -109,6 +111,8 @@ class InProcessLauncher(Launcher):
         for task in tasks:
             with suppress(asyncio.CancelledError, Exception):
                 await task
+        while self._tasks:  # their ends are told in the next turn of the loop
+            await asyncio.sleep(0)
         if self._sockets is not None:
             # Waits for messages that linger; the loop turns meanwhile.
             await asyncio.to_thread(self._sockets.term)
