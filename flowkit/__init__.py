@@ -18,6 +18,8 @@ from flowkit.node import Node, Sink, Source, every
 if TYPE_CHECKING:
     from flowkit.control.aclient import AsyncClient
     from flowkit.control.client import Client
+    from flowkit.inprocess import run_in_process
+    from flowkit.supervisor import Supervisor
 
 __version__ = "0.1.0"
 
@@ -35,11 +37,18 @@ __all__ = [
     "Serve",
     "Sink",
     "Source",
+    "Supervisor",
     "every",
+    "run_in_process",
 ]
 
 # Imported when they are used: a node needs neither a socket nor what finds projects.
-_LATER = {"AsyncClient": "flowkit.control.aclient", "Client": "flowkit.control.client"}
+_LATER = {
+    "AsyncClient": "flowkit.control.aclient",
+    "Client": "flowkit.control.client",
+    "Supervisor": "flowkit.supervisor",
+    "run_in_process": "flowkit.inprocess",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ in, installs no signal handler and no logging, and may share the loop with an ap
 other supervisors::
 
     async with Supervisor("topology.yaml") as project:
-        report = await project.wait()
+        report = await project.drained()
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from flowkit.control.watcher import Logging, Several
 from flowkit.control.watcher import Silent as Silent
 from flowkit.control.watcher import Watcher as Watcher
 from flowkit.control.words import Words
+from flowkit.embedding import DRAIN_TIMEOUT as DRAIN_TIMEOUT
+from flowkit.embedding import Embeddable, Signals
 from flowkit.errors import FlowkitError, WireError
 from flowkit.figures import Figures, Run, Scene
 from flowkit.launchers.base import Launcher, parse_name
@@ -57,9 +59,6 @@ from flowkit.transport.base import Binding, Transport
 from flowkit.transport.memory import MemoryHub, MemoryTransport
 from flowkit.transport.zmq import NAME_EXTRA, ZmqTransport, raise_file_limit
 
-DRAIN_TIMEOUT = 60.0
-"""Seconds that a drain may take unless the caller says otherwise; then what is left is given up."""
-
 LEAVE_GRACE = 10.0
 """Seconds at least that a replica may take to end after it has reported that it is done."""
 
@@ -78,8 +77,8 @@ LONGEST_NAME = len("l999.999.9999999")
 """Bytes of the longest name of a socket: link, replica, incarnation."""
 
 
-class Supervisor(Changeable):
-    """Runs one project. `topology` is a file's path or a `Plan`.
+class Supervisor(Changeable, Embeddable):
+    """Runs one project. `topology` is a file's path or a `Plan`. See `Embeddable` for its life.
 
     `resume` goes on from the positions that an earlier run left, `fresh` forgets them; without
     either, positions left by a run that was not drained are an error (`DirtyStop`), since only the
@@ -87,6 +86,7 @@ class Supervisor(Changeable):
     Without `sources` they are not started: for replaying dead letters alone.
     `watcher` is told what replicas print and what becomes of them; by default that is logged.
     `http` is an address to serve figures on ("127.0.0.1:8787", or "8787"; port 0 is any).
+    With `signals` SIGINT and SIGTERM drain it, and kill it when they come again.
     `method` is how processes start: "fork", "spawn", or None for what the system does best.
     """
 
@@ -101,6 +101,8 @@ class Supervisor(Changeable):
         method: str | None = None,
         watcher: Watcher | None = None,
         http: str | Listening | None = None,
+        signals: bool = False,
+        drain_timeout: float = DRAIN_TIMEOUT,
         clock: Clock = monotonic,
     ) -> None:
         self._directory = os.getcwd()
@@ -109,6 +111,8 @@ class Supervisor(Changeable):
         self._resume, self._fresh = resume, fresh
         self._sources = sources
         self._method = method
+        self.drain_timeout = drain_timeout
+        self._signals = Signals(self, drain_timeout) if signals else None
         self._watcher: Watcher = watcher or Logging()
         self._clock = clock
         self._run = secrets.token_hex(8)
@@ -165,7 +169,9 @@ class Supervisor(Changeable):
         """
         self._loop = asyncio.get_running_loop()
         self._began = self._clock()
-        self._over: asyncio.Future[None] = self._loop.create_future()
+        self.over, self.begun = self._loop.create_future(), self._loop.create_future()
+        if self._signals is not None:
+            self._signals.install()
         self._rundir.check(LONGEST_NAME + NAME_EXTRA)
         if not self.in_process:
             descriptors.check(self.plan, raise_file_limit())
@@ -195,17 +201,12 @@ class Supervisor(Changeable):
         if not self.in_process:
             self._look()
 
-    async def wait(self) -> Report:
-        """Wait until the project has ended; return its report."""
-        await self._over
-        return self.report()
-
     def drain(self, timeout: float = DRAIN_TIMEOUT) -> None:
         """Stop the sources and let everything in flight be done, for at most `timeout` seconds.
 
         When it is called again the earlier end counts.
         """
-        if self._over.done():
+        if self.over.done():
             return
         if not self._project.draining:
             self._watcher.draining(self.in_flight())
@@ -219,7 +220,7 @@ class Supervisor(Changeable):
 
     def kill(self) -> None:
         """End everything at once, with whatever is in flight."""
-        if self._over.done():
+        if self.over.done():
             return
         self._project.kill()
         self._act(gently=False)
@@ -229,6 +230,8 @@ class Supervisor(Changeable):
         if self._closed:
             return
         self._closed = True
+        if self._signals is not None:
+            self._signals.remove()
         await self._door.close()
         for handle in self._handles:
             handle.cancel()
@@ -259,17 +262,6 @@ class Supervisor(Changeable):
         if self._store is not None:
             self._store.close()
         self._rundir.release()
-
-    async def __aenter__(self) -> Supervisor:
-        try:
-            await self.start()
-        except BaseException:
-            await self.close()
-            raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     # -- what is known -------------------------------------------------------------------------
 
@@ -311,7 +303,7 @@ class Supervisor(Changeable):
 
     def status(self) -> statuses.Status:
         """Everything about the project as it is now; rates and shares are of the last seconds."""
-        now, over = self._clock(), self._over.done()
+        now, over = self._clock(), self.over.done()
         run = Run(self._run, __version__, over, self._door.url)
         return self._figures.status(self._scene(), self.report(), now, run)
 
@@ -499,7 +491,7 @@ class Supervisor(Changeable):
 
     def _still_starting(self) -> None:
         """Say who is waited for: a slow start must not look like a hang."""
-        if self._project.started or self._over.done():
+        if self._project.started or self.over.done():
             return
         names = [
             replica.name
@@ -558,6 +550,7 @@ class Supervisor(Changeable):
                 else:
                     self._figures.begin(self._clock())
                     self._watcher.ready(self._clock() - self._began)
+                    self.begun.set_result(None)
             elif isinstance(action, core.Adopt):
                 self._operations.adopted(action.operation)
                 self._taps.look(self.plan)
@@ -568,9 +561,9 @@ class Supervisor(Changeable):
                 self._last_words = self._captures.last_words((replica.node, replica.number))
                 self._operations.died(action, self._last_words)
                 self._watcher.died(action, replica.restart.policy.max)
-            elif not self._over.done():
+            elif not self.over.done():
                 self._seconds = self._clock() - self._began
-                self._over.set_result(None)
+                self.over.set_result(None)
                 if self._reception is not None:
                     self._reception.ended(self.report().as_dict())
         if self._wake is not None:
