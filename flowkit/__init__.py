@@ -16,6 +16,7 @@ from flowkit.message import Many, Meta
 from flowkit.node import Node, Sink, Source, every
 
 if TYPE_CHECKING:
+    from flowkit.attaching import attach
     from flowkit.control.aclient import AsyncClient
     from flowkit.control.client import Client
     from flowkit.inprocess import run_in_process
@@ -38,6 +39,7 @@ __all__ = [
     "Sink",
     "Source",
     "Supervisor",
+    "attach",
     "every",
     "run_in_process",
 ]
@@ -47,6 +49,7 @@ _LATER = {
     "AsyncClient": "flowkit.control.aclient",
     "Client": "flowkit.control.client",
     "Supervisor": "flowkit.supervisor",
+    "attach": "flowkit.attaching",
     "run_in_process": "flowkit.inprocess",
 }
 

@@ -17,7 +17,7 @@ from flowkit.clock import Clock
 from flowkit.errors import OperatorError, UnknownName
 from flowkit.importing import did_you_mean
 from flowkit.protocol.change import Change
-from flowkit.protocol.departure import Arrival, Departure
+from flowkit.protocol.departure import Arrival, Departure, Withdrawal
 from flowkit.protocol.project import (
     Completed,
     Died,
@@ -79,6 +79,7 @@ def members_of(plan: Plan) -> list[Member]:
             node.source,
             node.stateful,
             node.origin,
+            node.external,
         )
         for node in plan.nodes
     ]
@@ -122,6 +123,10 @@ class Operations:
     async def start(self, node: str) -> Outcome:
         return await self._finish(self._start(node))
 
+    async def withdraw(self, node: str, number: int, limit: float) -> None:
+        """Let an external replica leave, with nothing in hand; by force after `limit` seconds."""
+        await self._finish(self._withdraw(node, number, limit))
+
     async def reload(
         self, topology: str | os.PathLike[str] | Plan | None, lose_state: bool
     ) -> Outcome:
@@ -141,6 +146,11 @@ class Operations:
         """What is between the running project and `topology`."""
         plan = self._supervisor.load(topology)
         return changes(self._supervisor.plan, plan, self.former, lose_state)
+
+    @property
+    def plan(self) -> Plan:
+        """What runs now."""
+        return self._supervisor.plan
 
     @property
     def stopped(self) -> list[str]:
@@ -228,6 +238,11 @@ class Operations:
                     notes.append(f"{replica.name} has ended meanwhile")
             notes.append(_start_again(node))
             return Outcome(f"stopped {node}", self._clock() - began, tuple(notes))
+
+    async def _withdraw(self, node: str, number: int, limit: float) -> None:
+        async with self._begin():
+            (replica,) = self._replicas(node, number)
+            await self._operate(Withdrawal(self._project, replica, limit))
 
     async def _start(self, node: str) -> Outcome:
         async with self._begin(draining=True) as began:
@@ -447,6 +462,12 @@ class Operations:
             raise ChangeError(f"{node} has ended, or is about to: its input has")
 
     def _check_none_stopped(self) -> None:
+        for replica in self._project.replicas.values():
+            if replica.absent and not replica.source:
+                raise ChangeError(
+                    f"{replica.name} is not attached, so what comes before it cannot come to rest",
+                    "start its application",
+                )
         stopped = self.stopped
         if stopped:
             names = ", ".join(stopped)

@@ -25,13 +25,15 @@ from flowkit import status as statuses
 from flowkit.clock import Clock, monotonic
 from flowkit.control.capture import Captures
 from flowkit.control.door import Door, Listening
+from flowkit.control.guests import Guests
 from flowkit.control.leftovers import Wishes, look_at_leftovers
+from flowkit.control.places import Place, look_at
 from flowkit.control.reception import Reception
 from flowkit.control.replays import Replays
 from flowkit.control.server import LAST_WORDS
 from flowkit.control.standstill import Standstill
 from flowkit.control.taps import Listener, Tap, Taps
-from flowkit.control.watcher import Logging, Several
+from flowkit.control.watcher import Logging, Several, vacancy
 from flowkit.control.watcher import Silent as Silent
 from flowkit.control.watcher import Watcher as Watcher
 from flowkit.control.words import Words
@@ -124,7 +126,7 @@ class Supervisor(Changeable, Embeddable):
         self._books: dict[tuple[str, int], ReplicaBooks] = {}
         self.open_books(self.plan)
         self._rundir = RunDirectory(self.plan.project, self.plan.path)
-        self._journals = self._rundir.state / "journals"
+        self._journals = self._rundir.state / spec.JOURNALS
         self._replays = Replays(self._run, self._pass_on)
         self._figures = Figures()
         self._door = Door(http)
@@ -140,8 +142,13 @@ class Supervisor(Changeable, Embeddable):
         self._wake: asyncio.TimerHandle | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._launcher: Launcher | None = None
+        self.guests = Guests(
+            self._started, self._exited, self._project, self._operations, in_process
+        )
         self._relaunch: asyncio.Task[None] | None = None
         self._launches: list[Replica] = []
+        self.hub = MemoryHub()
+        """Where replicas meet, if they are all in this process."""
         self._transport: Transport | None = None
         self._binding: Binding | None = None
         self._clients: ZmqTransport | None = None
@@ -178,11 +185,11 @@ class Supervisor(Changeable, Embeddable):
         self._door.bind()
         self._rundir.acquire()
         self._rundir.acquire_state()
-        self._store = Store(str(self._rundir.state / "flowkit.db"))
+        self._store = Store(str(self._rundir.state / spec.STORE))
         self._journals.mkdir(exist_ok=True)
         wishes = Wishes(self._sources, self._resume, self._fresh)
         look_at_leftovers(self.plan, self._journals, self._store, wishes)
-        hub = MemoryHub()
+        hub = self.hub
         sockets = ZmqTransport(self._rundir.path, largest=2 * control.LIMIT)
         if self.in_process:
             self._transport, self._clients = MemoryTransport(hub, self._loop), sockets
@@ -241,6 +248,7 @@ class Supervisor(Changeable, Embeddable):
         if self._relaunch is not None:
             self._relaunch.cancel()
             await asyncio.gather(self._relaunch, return_exceptions=True)
+        await self.guests.close()
         if self._launcher is not None:
             await self._launcher.close()
         self._words.close()
@@ -269,6 +277,11 @@ class Supervisor(Changeable, Embeddable):
     def pids(self) -> dict[str, int]:
         """The process of each replica that runs, by name ("split.0")."""
         return {f"{node}.{number}": pid for (node, number), pid in self._pids.items()}
+
+    @property
+    def place(self) -> Place:
+        """Where others find the project."""
+        return look_at(self._rundir)
 
     @property
     def state_directory(self) -> Path:
@@ -447,8 +460,9 @@ class Supervisor(Changeable, Embeddable):
         self._replays.ask(numbers, letters, list(self._project.replicas.values()), answer)
 
     def _started(self, name: str, pid: int) -> None:
-        key, _ = parse_name(name)
+        key, incarnation = parse_name(name)
         self._pids[key] = pid
+        self._project.attached(self._project.replicas[key], incarnation)
         if self._reception is not None:
             self._reception.launched(self._project.replicas[key], pid)
 
@@ -485,8 +499,7 @@ class Supervisor(Changeable, Embeddable):
 
     def _show_and_kill(self, name: str) -> None:
         """Kill a replica after it has shown its stack."""
-        assert self._launcher is not None
-        self._launcher.kill(name, signal.SIGUSR1)
+        self._signal(name, signal.SIGUSR1)
         self._later(STACK_GRACE, self._end, name)
 
     def _still_starting(self) -> None:
@@ -496,14 +509,15 @@ class Supervisor(Changeable, Embeddable):
         names = [
             replica.name
             for replica in self._project.replicas.values()
-            if replica.phase in (core.Phase.WAITING, core.Phase.STARTING)
+            if replica.phase in (core.Phase.WAITING, core.Phase.STARTING) and not replica.absent
         ]
         self._watcher.note(f"waiting for {', '.join(names)} to be ready")
         self._later(6 * SLOW_START, self._still_starting)
 
     def _slow_start(self, replica: Replica, incarnation: int) -> None:
         """The same of a replica that was started again: its peers wait for it."""
-        if replica.phase is not core.Phase.STARTING or replica.incarnation != incarnation:
+        starting = replica.phase is core.Phase.STARTING and not replica.absent
+        if not starting or replica.incarnation != incarnation:
             return
         self._watcher.note(f"waiting for {replica.name} to be ready again")
         self._later(6 * SLOW_START, self._slow_start, replica, incarnation)
@@ -540,6 +554,8 @@ class Supervisor(Changeable, Embeddable):
                 self._pass_on(action.replica, _gone(action.replica, action.incarnation))
             elif isinstance(action, core.Poisoned):
                 self._watcher.poisoned(action)
+            elif isinstance(action, core.Vacated):
+                self._watcher.note(vacancy(action))
             elif isinstance(action, core.Started):
                 try:
                     self._begin_run()
@@ -583,7 +599,8 @@ class Supervisor(Changeable, Embeddable):
             self._binding.send(place[0], control.encode(message))
 
     def _launch(self, replica: Replica) -> None:
-        if isinstance(self._launcher, Fleet) and self._launcher.pid is None:
+        launcher = self._launcher if not replica.external else self.guests
+        if isinstance(launcher, Fleet) and launcher.pid is None:
             self._launches.append(replica)
             if self._relaunch is None or self._relaunch.done():
                 self._relaunch = self._loop.create_task(self._new_launcher())
@@ -600,34 +617,21 @@ class Supervisor(Changeable, Embeddable):
         node = plan.node(replica.node)
         name = f"{replica.name}#{replica.incarnation}"
         rows = self._rundir.path / f"{name}.rows"
-        outputs = [link for link in plan.links if link.source == node.name]
-        self._books[key].open(rows, self._clock(), [link.index for link in outputs])
-        assert self._binding is not None and self._launcher is not None
-        description = spec.ReplicaSpec(
-            project=self.plan.project,
-            run=self._run,
-            token=self._token,
-            node=node,
-            replica=replica.number,
-            incarnation=replica.incarnation,
-            inputs=[link for link in plan.links if link.target == node.name],
-            outputs=outputs,
-            control=self._binding.address,
-            run_directory=str(self._rundir.path),
-            books=str(rows),
-            journals=str(self._journals),
-            store=str(self._rundir.state / "flowkit.db"),
-            durable=any(link.durable and link.fsync == "group" for link in plan.links),
-            box="" if self.in_process else str(rows.with_suffix(".box")),
-            levels=self._words.levels(key),
-            origin=replica.origin,
-            life=replica.life,
+        outputs = [link.index for link in plan.links if link.source == node.name]
+        self._books[key].open(rows, self._clock(), outputs)
+        launcher = self.guests if replica.external else self._launcher
+        assert self._binding is not None and launcher is not None
+        around = spec.Surroundings(
+            self._run, self._token, self._binding.address, self._rundir.path, self._rundir.state
         )
+        boxed = not self.in_process and not replica.external
+        levels = self._words.levels(key)
+        description = spec.describe(plan, replica, around, rows, levels, boxed)
         stdout = stderr = None
-        if not self.in_process:
+        if description.box:
             self._words.expect(key, replica.incarnation, Path(description.box))
             stdout, stderr = self._captures.open(key)
-        self._launcher.launch(
+        launcher.launch(
             name,
             spec.encode(description),
             title=f"flowkit: {self.plan.project}/{replica.name}",
@@ -672,16 +676,19 @@ class Supervisor(Changeable, Embeddable):
 
     def _kill(self, replica: Replica, gently: bool) -> None:
         name = f"{replica.name}#{replica.incarnation}"
-        assert self._launcher is not None
         if gently:
-            self._launcher.kill(name, signal.SIGTERM)
+            self._signal(name, signal.SIGTERM)
             self._later(TERM_GRACE, self._end, name)
         else:
             self._end(name)
 
     def _end(self, name: str) -> None:
-        if self._launcher is not None:
-            self._launcher.kill(name, signal.SIGKILL)
+        self._signal(name, signal.SIGKILL)
+
+    def _signal(self, name: str, number: int) -> None:
+        for launcher in (self._launcher, self.guests):
+            if launcher is not None:
+                launcher.kill(name, number)  # those that do not know the name do nothing
 
     def _later(self, seconds: float, function: object, *arguments: object) -> None:
         now = self._loop.time()

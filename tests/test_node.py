@@ -166,10 +166,6 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         _with(x=In(int), on_x=takes, run=nothing),
         "has inputs and run.*; .*use @every for a timer",
     ),
-    "nothing that sends": (
-        _with(x=Out(int)),
-        r"has outputs, but nothing that could send; give it an In, a run\(\), an @every",
-    ),
     "timer of nothing": (lambda: every(0), "every.0.: an interval is longer than nothing"),
     "timer that goes back": (lambda: every(-1), r"every\(-1\)"),
     "timer of no time": (lambda: every("often"), r"every\('often'\): .*often"),

@@ -60,6 +60,8 @@ class Member(NamedTuple):
     stateful: bool
     origin: int = 0
     """Number of replica 0 in the project."""
+    external: bool = False
+    """Whether its replicas are run by applications that attach them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -98,6 +100,10 @@ class Replica:
     """Whether they know of any incarnation, or are to be."""
     begun: bool = False
     """Whether this incarnation was told to `Start`."""
+    external: bool = False
+    """Whether an application runs it, or is to."""
+    absent: bool = False
+    """Whether it is external, and no application has taken the incarnation that waits for one."""
     edition: int = 0
     """Which links the incarnation was launched with, or told of."""
 

@@ -152,6 +152,7 @@ _NODE = {
     "env": "env",
     "on_error": "on_error",
     "watchdog": "watchdog",
+    "external": "external",
 }
 """Members of a `NodePlan` that only a new process takes in, and their names in the file."""
 

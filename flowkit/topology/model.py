@@ -312,6 +312,9 @@ class NodeModel(Part):
     watchdog: PositiveSeconds = Field(
         30.0, description="A replica whose event loop does not turn for so long is killed."
     )
+    external: Annotated[bool, BeforeValidator(_flag)] = Field(
+        False, description="Whether an application runs it: with flowkit.attach, on its own loop."
+    )
     blocked: Seconds = Field(
         1.0, description="What holds the event loop for so long is logged with its stack; 0: never."
     )
@@ -399,7 +402,6 @@ class Top(Part):
 
 
 KNOWN_LATER = {
-    "node": {"external": "nodes attached by an embedding application"},
     "link": {},
     "top": {"endpoints": "foreign ZeroMQ peers"},
 }

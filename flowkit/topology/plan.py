@@ -61,6 +61,8 @@ class NodePlan(Struct, frozen=True):
     source: bool
     positions: bool
     """Whether it reads from positions, so that what was in flight when it died is read again."""
+    external: bool = False
+    """Whether applications run its replicas."""
     blocked: float = 1.0
     """Seconds after which a handler that holds the event loop is shown; 0: never."""
     inputs: list[str] = field(default_factory=list)
@@ -149,6 +151,7 @@ def make_plan(topology: Topology, inspection: Inspection) -> Plan:
                 positions=facts.positions,
                 source=facts.source,
                 blocked=model.blocked,
+                external=model.external,
                 inputs=[channel.name for channel in facts.inputs],
                 outputs=[channel.name for channel in facts.outputs],
             )
@@ -159,7 +162,9 @@ def make_plan(topology: Topology, inspection: Inspection) -> Plan:
         path=topology.path,
         nodes=nodes,
         links=_links(topology, inspection, origin),
-        modules=list(dict.fromkeys(node.use.partition(":")[0] for node in nodes)),
+        modules=list(
+            dict.fromkeys(node.use.partition(":")[0] for node in nodes if not node.external)
+        ),
         env=topology.env,
         files=topology.files,
     )
