@@ -260,7 +260,7 @@ class _Stay:
         told = self._client.attach(wanted)
         try:
             self._spec = specs.decode(await anext(told))  # type: ignore[arg-type]
-            listening = loop.create_task(_listen(told))
+            listening = loop.create_task(self._listen(told))
             running = loop.create_task(self._run(self._spec))
             try:
                 await asyncio.wait({listening, running}, return_when=asyncio.FIRST_COMPLETED)
@@ -301,7 +301,6 @@ class _Stay:
         try:
             tracer = of_application(spec.node.name, spec.replica)
             runner = Runner(spec, self._node, transport, tcp, kit=Kit(tracer=tracer))
-            runner.on_ready = self._joined
             self._runner = runner
             log.info("%s runs as %s of %s", type(self._node).__name__, spec.name, spec.project)
             await runner.run()
@@ -342,8 +341,7 @@ class _Stay:
             async with asyncio.timeout(1.0):
                 await self._client.detach(arguments.Detach(*place, 0.0, text))
 
-
-async def _listen(told: AsyncIterator[object]) -> None:
-    """Return when the replica is to leave; raises if its project is gone."""
-    async for _ in told:
-        pass
+    async def _listen(self, told: AsyncIterator[object]) -> None:
+        """Return when the replica is to leave; raises if its project is gone."""
+        async for _ in told:
+            self._joined()

@@ -416,8 +416,8 @@ class Supervisor(Changeable, Embeddable):
             self._peer_of[key] = (peer, message.incarnation)
             if self._project.ready(*key, message.incarnation, message.addresses):
                 self._peers[peer] = (self._project.replicas[key], message.incarnation)
-                self._words.ready(key)
-                self._taps.ready(key)
+                for each in (self._words, self._taps, self.guests):
+                    each.ready(key)
             else:
                 if before is not None:
                     self._peer_of[key] = before

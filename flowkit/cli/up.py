@@ -170,8 +170,9 @@ async def _run(
     def give_notice(seconds: float) -> None:
         assert notice is not None
         screen.quiet = True
-        count = sum(node.replicas for node in supervisor.plan.nodes)
-        notice.give(supervisor.plan.project, count, seconds, supervisor.state_directory)
+        notice.give(
+            supervisor.plan.project, supervisor.plan.processes, seconds, supervisor.state_directory
+        )
 
     if notice is not None and notice.when == "ready":
         screen.on_ready = give_notice

@@ -231,7 +231,7 @@ async def stop(desk: Desk, wanted: arguments.OfNode, reply: Reply) -> Changed:
 async def attach(desk: Desk, wanted: arguments.Attach, reply: Reply) -> str:
     """Run a replica of an external node: yields its spec, and ends when it is to leave."""
     attach_guest = _ability(desk, "guests").attach
-    reply.opened(None, depth=1)
+    reply.opened(None)
     return await attach_guest(wanted, reply.offer)  # type: ignore[no-any-return]
 
 
@@ -353,8 +353,8 @@ def _changed(desk: Desk, event: str, result: object, node: str | None) -> Change
     text = str(result)
     if getattr(result, "seconds", 0.0) is not None:  # else it was so before
         desk.recorder.event(event, text, node=node)
-    nodes = desk.project.plan.nodes
-    desk.recorder.resized(sum(one.replicas for one in nodes), [one.name for one in nodes])
+    plan = desk.project.plan
+    desk.recorder.resized(plan.processes, [one.name for one in plan.nodes])
     return Changed(text)
 
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from signal import SIGKILL, SIGUSR1
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 from flowkit.control.arguments import Attach, Detach
 from flowkit.control.commands import Denial
@@ -34,6 +34,14 @@ class Host(Protocol):
     async def withdraw(self, node: str, number: int, limit: float) -> None: ...
 
 
+class _Guest(NamedTuple):
+    """An application that runs a replica; `ended` says why it is to leave."""
+
+    pid: int
+    offer: Callable[[bytes], None]
+    ended: asyncio.Future[str]
+
+
 class Guests(Launcher):
     """Offers places to applications. `alone`: only this process can take one, since its project
     has no sockets."""
@@ -46,7 +54,7 @@ class Guests(Launcher):
         self._host = host
         self._alone = alone
         self._offers: dict[str, bytes] = {}
-        self._guests: dict[str, tuple[int, asyncio.Future[str]]] = {}
+        self._guests: dict[str, _Guest] = {}
         self._farewells: dict[str, str] = {}
         self._waiting: set[asyncio.Future[None]] = set()
         self._closed = False
@@ -83,6 +91,12 @@ class Guests(Launcher):
             self._leave(name, "the project wants it to leave")
             loop.call_soon(self._exited, name, -SIGKILL, None)
 
+    def ready(self, key: tuple[str, int]) -> None:
+        """A replica is part of the run; an application is told that its own is."""
+        for name, guest in self._guests.items():
+            if parse_name(name)[0] == key:
+                guest.offer(b"")
+
     async def close(self) -> None:
         for name in list(self._guests):
             self._leave(name, "the project has ended")
@@ -92,9 +106,9 @@ class Guests(Launcher):
 
     # -- what applications want ----------------------------------------------------------------
 
-    async def attach(self, wanted: Attach, offer: Callable[[Any], None]) -> str:
-        """Let an application run a replica: `offer` gets its spec. Returns when it is to leave, and
-        why; cancelled when it has left by itself.
+    async def attach(self, wanted: Attach, offer: Callable[[bytes], None]) -> str:
+        """Let an application run a replica: `offer` gets its spec, and nothing more when it is
+        ready. Returns when it is to leave, and why; cancelled when it has left by itself.
 
         Raises OperatorError if there is no such place, or none that is free.
         """
@@ -109,12 +123,12 @@ class Guests(Launcher):
             return await self._take_in(node, wanted, process, offer)
 
     async def _take_in(
-        self, node: NodePlan, wanted: Attach, process: int | None, offer: Callable[[Any], None]
+        self, node: NodePlan, wanted: Attach, process: int | None, offer: Callable[[bytes], None]
     ) -> str:
         name, spec = await self._place(node, wanted.wait)
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[str] = loop.create_future()
-        self._guests[name] = wanted.pid, ended
+        self._guests[name] = _Guest(wanted.pid, offer, ended)
         try:
             self.on_started(name, wanted.pid)
             if process is not None:
@@ -165,8 +179,8 @@ class Guests(Launcher):
         if stopped:
             raise OperatorError(f"{node.name} is stopped", hint=f"flowkit start {node.name}")
         taken = [
-            f"process {pid}"
-            for name, (pid, _) in self._guests.items()
+            f"process {guest.pid}"
+            for name, guest in self._guests.items()
             if parse_name(name)[0][0] == node.name
         ]
         if len(taken) >= node.replicas:
@@ -178,13 +192,13 @@ class Guests(Launcher):
     def _gone(self, name: str, process: int) -> None:
         """The process of a guest has ended."""
         asyncio.get_running_loop().remove_reader(process)
-        pid, _ = self._guests[name]
+        pid = self._guests[name].pid
         self._leave(name, "its process has ended")
         self._exited(name, 1, f"has gone: process {pid} has ended")
 
     def _leave(self, name: str, reason: str) -> None:
         """Tell an application to leave."""
-        _, ended = self._guests.pop(name)
+        ended = self._guests.pop(name).ended
         self._farewells.pop(name, None)
         if not ended.done():
             ended.set_result(reason)

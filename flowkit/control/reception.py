@@ -43,7 +43,7 @@ class Reception:
             run=run,
             started=wall(),
             state="starting",
-            replicas=sum(node.replicas for node in plan.nodes),
+            replicas=plan.processes,
             nodes=[node.name for node in plan.nodes],
         )
         self.recorder = Recorder(place.state, record, lambda index: _name_of(project, index))

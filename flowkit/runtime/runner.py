@@ -186,8 +186,6 @@ class Runner:
         )
         self._syncing = False
         self._resting = Resting(self)
-        self.on_ready: Callable[[], None] = lambda: None
-        """Called when the replica is set up."""
         self.garbage = 0
         """Frames that made no sense."""
 
@@ -218,7 +216,6 @@ class Runner:
             self._beat()
             if not self._info.source:
                 self.timers.start()
-            self.on_ready()
             await self._left
         finally:
             await self._end()

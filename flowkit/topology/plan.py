@@ -115,6 +115,11 @@ class Plan(Struct, frozen=True):
     files: list[str] = field(default_factory=list)
     """The topology file and what it includes."""
 
+    @property
+    def processes(self) -> int:
+        """How many replicas it has that are not run by applications."""
+        return sum(node.replicas for node in self.nodes if not node.external)
+
     def node(self, name: str) -> NodePlan:
         """The node called `name`; KeyError if there is none."""
         for node in self.nodes:
