@@ -33,7 +33,7 @@ from flowkit.control.replays import Replays
 from flowkit.control.server import LAST_WORDS
 from flowkit.control.standstill import Standstill
 from flowkit.control.taps import Listener, Tap, Taps
-from flowkit.control.watcher import Logging, Several, vacancy
+from flowkit.control.watcher import Logging, Several
 from flowkit.control.watcher import Silent as Silent
 from flowkit.control.watcher import Watcher as Watcher
 from flowkit.control.words import Words
@@ -555,7 +555,8 @@ class Supervisor(Changeable, Embeddable):
             elif isinstance(action, core.Poisoned):
                 self._watcher.poisoned(action)
             elif isinstance(action, core.Vacated):
-                self._watcher.note(vacancy(action))
+                assert self._reception is not None
+                self._reception.vacated(action, self._watcher.note)
             elif isinstance(action, core.Started):
                 try:
                     self._begin_run()

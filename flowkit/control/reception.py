@@ -12,7 +12,8 @@ from flowkit.control.places import leave_contact
 from flowkit.control.recorder import Recorder
 from flowkit.control.records import RunRecord
 from flowkit.control.server import ControlServer
-from flowkit.protocol.project import Replica
+from flowkit.control.watcher import vacancy
+from flowkit.protocol.project import Replica, Vacated
 from flowkit.rundir import RunDirectory
 
 
@@ -60,6 +61,13 @@ class Reception:
     def launched(self, replica: Replica, pid: int) -> None:
         """The process of a replica has started."""
         self.recorder.launched(replica, pid)
+
+    def vacated(self, event: Vacated, note: Callable[[str], None]) -> None:
+        """An application has gone; the operator is to `note` it unless that was in order."""
+        if event.orderly:
+            self.recorder.detached(event)
+        else:
+            note(vacancy(event))
 
     def ended(self, report: dict[str, Any]) -> None:
         """The project has ended; `report` as `up --report` writes it."""

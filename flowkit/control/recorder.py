@@ -88,6 +88,10 @@ class Recorder:
         text = f"{replica.name} {'was started again' if again else 'was started'} (pid {pid})"
         self._of_replica("restarted" if again else "started", text, replica, "INFO", pid=pid)
 
+    def detached(self, event: core.Vacated) -> None:
+        """An application has left in order."""
+        self._of_replica("detached", watcher.vacancy(event), event.replica, "INFO")
+
     def died(self, event: core.Died, budget: int | None) -> None:
         name, level = "died", "WARNING"
         if event.delay is None:
