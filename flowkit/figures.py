@@ -197,7 +197,8 @@ class Figures:
 
 
 def _ready(project: Project) -> bool:
-    return project.started and not any(
+    running = project.status is core.Status.RUNNING and project.started
+    return running and not any(
         replica.phase in (Phase.WAITING, Phase.STARTING)
         and not replica.external
         # One that an operator has just asked for is not missed: what was served before is still.
