@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from flowkit.control.aclient import AsyncClient
     from flowkit.control.client import Client
     from flowkit.inprocess import run_in_process
+    from flowkit.runtime.planning import check
     from flowkit.supervisor import Supervisor
+    from flowkit.topology.code import Template, Topology
 
 __version__ = "0.1.0"
 
@@ -39,7 +41,10 @@ __all__ = [
     "Sink",
     "Source",
     "Supervisor",
+    "Template",
+    "Topology",
     "attach",
+    "check",
     "every",
     "run_in_process",
 ]
@@ -49,7 +54,10 @@ _LATER = {
     "AsyncClient": "flowkit.control.aclient",
     "Client": "flowkit.control.client",
     "Supervisor": "flowkit.supervisor",
+    "Template": "flowkit.topology.code",
+    "Topology": "flowkit.topology.code",
     "attach": "flowkit.attaching",
+    "check": "flowkit.runtime.planning",
     "run_in_process": "flowkit.inprocess",
 }
 

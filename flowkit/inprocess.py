@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
+from flowkit.operations import Given
 from flowkit.report import Report
 from flowkit.supervisor import Supervisor
-from flowkit.topology.plan import Plan
 
 
-def run_in_process(
-    topology: str | os.PathLike[str] | Plan, *, resume: bool = False, fresh: bool = False
-) -> Report:
+def run_in_process(topology: Given, *, resume: bool = False, fresh: bool = False) -> Report:
     """Run a topology to its end, as ``flowkit up --in-process`` does, and return its report.
 
     Every replica runs in this process and thread, with memory between them in place of sockets:

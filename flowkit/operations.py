@@ -32,6 +32,7 @@ from flowkit.protocol.project import (
 from flowkit.protocol.restart import RestartPolicy
 from flowkit.runtime import descriptors, spec
 from flowkit.topology.changes import Changes, Refusal, changes, refusals, scaled
+from flowkit.topology.code import Topology
 from flowkit.topology.plan import LinkPlan, Plan
 from flowkit.transport.zmq import raise_file_limit
 from flowkit.watching import Watching
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from flowkit.supervisor import Supervisor
 
 T = TypeVar("T")
+
+Given = str | os.PathLike[str] | Topology | Plan
+"""A topology: its file, one that was made in Python, or what was made of it."""
 
 LIMIT = 30.0
 """Seconds that each step of a change may take: to start what is new, to come to rest, to end."""
@@ -127,9 +131,7 @@ class Operations:
         """Let an external replica leave, with nothing in hand; by force after `limit` seconds."""
         await self._finish(self._withdraw(node, number, limit))
 
-    async def reload(
-        self, topology: str | os.PathLike[str] | Plan | None, lose_state: bool
-    ) -> Outcome:
+    async def reload(self, topology: Given | None, lose_state: bool) -> Outcome:
         return await self._finish(self._reload(topology, lose_state))
 
     async def take_in(
@@ -142,7 +144,7 @@ class Operations:
             plan = scaled(plan, {one.name: one.replicas for one in self._supervisor.plan.nodes})
         return await self._finish(self._take_in(plan, code_changed))
 
-    def changes(self, topology: str | os.PathLike[str] | Plan, lose_state: bool) -> Changes:
+    def changes(self, topology: Given, lose_state: bool) -> Changes:
         """What is between the running project and `topology`."""
         plan = self._supervisor.load(topology)
         return changes(self._supervisor.plan, plan, self.former, lose_state)
@@ -254,9 +256,7 @@ class Operations:
                 await self._operate(Arrival(self._project, replica, self.limit))
             return Outcome(f"started {node}", self._clock() - began)
 
-    async def _reload(
-        self, topology: str | os.PathLike[str] | Plan | None, lose_state: bool
-    ) -> Outcome:
+    async def _reload(self, topology: Given | None, lose_state: bool) -> Outcome:
         async with self._begin() as began:
             given = self._supervisor.plan.path if topology is None else topology
             # Importing the classes takes a moment, in a child; the loop turns meanwhile.
@@ -511,15 +511,11 @@ class Changeable:
         """Start the replicas of a node that was stopped."""
         return await self._operations.start(node)
 
-    def changes(
-        self, topology: str | os.PathLike[str] | Plan, *, lose_state: bool = False
-    ) -> Changes:
+    def changes(self, topology: Given, *, lose_state: bool = False) -> Changes:
         """What `reload` would change; nothing is done. Raises TopologyError with all problems."""
         return self._operations.changes(topology, lose_state)
 
-    async def reload(
-        self, topology: str | os.PathLike[str] | Plan | None = None, *, lose_state: bool = False
-    ) -> Outcome:
+    async def reload(self, topology: Given | None = None, *, lose_state: bool = False) -> Outcome:
         """Become what the file (by default the same, as it is now) says. If it has problems, or the
         difference cannot be made while the project runs, nothing is changed."""
         return await self._operations.reload(topology, lose_state)

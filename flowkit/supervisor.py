@@ -31,6 +31,7 @@ from flowkit.control.places import Place, look_at
 from flowkit.control.reception import Reception
 from flowkit.control.replays import Replays
 from flowkit.control.server import LAST_WORDS
+from flowkit.control.slowness import Slowness
 from flowkit.control.standstill import Standstill
 from flowkit.control.taps import Listener, Tap, Taps
 from flowkit.control.watcher import Logging, Several
@@ -45,7 +46,7 @@ from flowkit.launchers.base import Launcher, parse_name
 from flowkit.launchers.fleet import Fleet, Make
 from flowkit.launchers.inprocess import InProcessLauncher
 from flowkit.launchers.process import ProcessLauncher
-from flowkit.operations import Changeable, Operations, members_of
+from flowkit.operations import Changeable, Given, Operations, members_of
 from flowkit.protocol import control
 from flowkit.protocol import project as core
 from flowkit.protocol.project import Project, Replica, Status, Wanted
@@ -56,6 +57,7 @@ from flowkit.runtime.books import ReplicaBooks, open_books
 from flowkit.runtime.planning import load_plan
 from flowkit.sampling import EVERY
 from flowkit.store import Store
+from flowkit.topology.code import Topology
 from flowkit.topology.plan import Plan
 from flowkit.transport.base import Binding, Transport
 from flowkit.transport.memory import MemoryHub, MemoryTransport
@@ -63,9 +65,6 @@ from flowkit.transport.zmq import NAME_EXTRA, ZmqTransport, raise_file_limit
 
 LEAVE_GRACE = 10.0
 """Seconds at least that a replica may take to end after it has reported that it is done."""
-
-SLOW_START = 5.0
-"""Seconds after which the operator is told who is not ready yet."""
 
 OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -80,7 +79,7 @@ LONGEST_NAME = len("l999.999.9999999")
 
 
 class Supervisor(Changeable, Embeddable):
-    """Runs one project. `topology` is a file's path or a `Plan`. See `Embeddable` for its life.
+    """Runs one project: `topology` is its file, a `Topology`, or a `Plan`. See also `Embeddable`.
 
     `resume` goes on from the positions that an earlier run left, `fresh` forgets them; without
     either, positions left by a run that was not drained are an error (`DirtyStop`), since only the
@@ -94,7 +93,7 @@ class Supervisor(Changeable, Embeddable):
 
     def __init__(
         self,
-        topology: str | os.PathLike[str] | Plan,
+        topology: Given,
         *,
         in_process: bool = False,
         resume: bool = False,
@@ -139,6 +138,7 @@ class Supervisor(Changeable, Embeddable):
         self._pids: dict[tuple[str, int], int] = {}
         self._handles: set[asyncio.TimerHandle] = set()
         self._standstill = Standstill(self.plan, self._show_and_kill)
+        self._slowness = Slowness(self._project, self.tell, self._later)
         self._wake: asyncio.TimerHandle | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._launcher: Launcher | None = None
@@ -160,11 +160,12 @@ class Supervisor(Changeable, Embeddable):
         self._last_words = ""
         self._closed = False
 
-    def load(self, topology: str | os.PathLike[str] | Plan) -> Plan:
-        """The plan of a topology file, in the directory that the project runs in."""
+    def load(self, topology: Given) -> Plan:
+        """The plan of a topology, in the directory that the project runs in."""
         if isinstance(topology, Plan):
             return topology
-        return load_plan(os.fspath(topology), os.environ, self._directory)
+        given = topology if isinstance(topology, Topology) else os.fspath(topology)
+        return load_plan(given, os.environ, self._directory)
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -202,7 +203,7 @@ class Supervisor(Changeable, Embeddable):
         await self._launcher.start()
         self._project.start(self._clock())
         self._act()
-        self._later(SLOW_START, self._still_starting)
+        self._slowness.begin()
         self._sample()
         self._door.open(self)
         if not self.in_process:
@@ -502,26 +503,6 @@ class Supervisor(Changeable, Embeddable):
         self._signal(name, signal.SIGUSR1)
         self._later(STACK_GRACE, self._end, name)
 
-    def _still_starting(self) -> None:
-        """Say who is waited for: a slow start must not look like a hang."""
-        if self._project.started or self.over.done():
-            return
-        names = [
-            replica.name
-            for replica in self._project.replicas.values()
-            if replica.phase in (core.Phase.WAITING, core.Phase.STARTING) and not replica.absent
-        ]
-        self._watcher.note(f"waiting for {', '.join(names)} to be ready")
-        self._later(6 * SLOW_START, self._still_starting)
-
-    def _slow_start(self, replica: Replica, incarnation: int) -> None:
-        """The same of a replica that was started again: its peers wait for it."""
-        starting = replica.phase is core.Phase.STARTING and not replica.absent
-        if not starting or replica.incarnation != incarnation:
-            return
-        self._watcher.note(f"waiting for {replica.name} to be ready again")
-        self._later(6 * SLOW_START, self._slow_start, replica, incarnation)
-
     def _look(self) -> None:
         """Kill the replicas whose loops stand still, after they have shown where."""
         self._looking = self._loop.call_later(self._standstill.every, self._look)
@@ -640,8 +621,7 @@ class Supervisor(Changeable, Embeddable):
             stdout=stdout,
             stderr=stderr,
         )
-        if self._project.started:
-            self._later(SLOW_START, self._slow_start, replica, replica.incarnation)
+        self._slowness.launched(replica)
 
     def open_books(self, plan: Plan) -> None:
         """Books for the replicas that have none yet."""

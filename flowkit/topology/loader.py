@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from flowkit.errors import Problem
+from flowkit.errors import Problem, TopologyError
 from flowkit.topology import names
 from flowkit.topology.model import LinkModel, NodeModel, Part, Top, Topology, what
+from flowkit.topology.render import in_order
 from flowkit.topology.source import Marks, Path, Place, SourceText
 from flowkit.topology.tree import Items, Scalar, Table, Tree, parse
 from flowkit.topology.validation import unknown_key, validate
@@ -38,8 +39,33 @@ def load(path: str, environ: Mapping[str, str]) -> tuple[Topology | None, list[P
     return reader.read(path), reader.problems
 
 
+def assemble(
+    parts: Parts, topology: Topology, environ: Mapping[str, str]
+) -> tuple[Topology, list[Problem]]:
+    """Read the sections `parts` into `topology`, which is named and empty; with every problem."""
+    reader = _Reader(environ)
+    reader.merged = parts
+    problems = reader.problems
+    named = {"project": topology.project}
+    problems += validate(Top, named, topology.marks, (), "top", "")[1]
+    reader.fill(topology, Builder(environ, topology.marks, problems))
+    return topology, problems
+
+
+def load_parts(path: str, environ: Mapping[str, str]) -> tuple[Parts, Topology]:
+    """The sections of the topology file at `path` and what it includes, as they are written.
+
+    Raises TopologyError if the file has problems.
+    """
+    reader = _Reader(environ)
+    topology = reader.read(path)
+    if topology is None or reader.problems:
+        raise TopologyError(in_order(reader.problems))
+    return reader.merged, topology
+
+
 @dataclass(slots=True)
-class _Merged:
+class Parts:
     """The sections of all files: for each entry the tree and where its key stands."""
 
     nodes: dict[str, tuple[Place, Tree]] = field(default_factory=dict)
@@ -51,7 +77,7 @@ class _Reader:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = environ
         self.problems: list[Problem] = []
-        self.merged = _Merged()
+        self.merged = Parts()
         self._done: set[str] = set()
 
     def read(self, shown: str) -> Topology | None:
@@ -68,7 +94,7 @@ class _Reader:
         project = top.project or self._stem(shown, whole)
         topology = Topology(os.path.abspath(shown), shown, project, marks)
         topology.files = sorted(self._done)
-        self._fill(topology, builder)
+        self.fill(topology, builder)
         return topology
 
     # -- one file ----------------------------------------------------------------------------
@@ -278,7 +304,7 @@ class _Reader:
 
     # -- the entries -------------------------------------------------------------------------
 
-    def _fill(self, topology: Topology, builder: Builder) -> None:
+    def fill(self, topology: Topology, builder: Builder) -> None:
         """Read and check the entries of all sections."""
         marks = topology.marks
         environment = {}
