@@ -88,8 +88,9 @@ def sh(place: Place, command: str) -> tuple[int, str]:
 
 
 def plain(output: str) -> list[str]:
-    """The lines of `output` without what differs: times, ports, and what they suggest."""
+    """The lines of `output` without what differs: times, ports, processes, what they suggest."""
     output = re.sub(r"\b[0-9.]+(ms|s)\b", "TIME", output)
+    output = re.sub(r"process [0-9]+", "process N", output)
     lines = re.sub(r"127\.0\.0\.1:[0-9]+", "ADDRESS", output).splitlines()
     return [line.rstrip() for line in lines if not line.startswith("bottleneck:")]
 
@@ -119,7 +120,7 @@ def test_every_python_file_of_the_readme_is_shown_whole(place: Place) -> None:
 @pytest.mark.e2e
 def test_the_topologies_of_the_readme_are_right(place: Place) -> None:
     names = [name for name in FILES if name.endswith(".yaml")]
-    assert len(names) == 2
+    assert len(names) == 3
     code, output = sh(place, f"flowkit check {' '.join(names)}")
     assert code == 0, output
 
@@ -142,8 +143,8 @@ def test_the_defaults_of_the_readme_are_the_defaults(
         line
         for line in FILES["everything.yaml"].splitlines()
         if not re.match(
-            r" +(replicas|restart|on_error|watchdog|env|delivery|when_full|window|transport):"
-            r"| +route: balance",
+            r" +(replicas|restart|on_error|watchdog|env|external|delivery|when_full|window):"
+            r"| +(transport|route: balance)",
             line,
         )
     )

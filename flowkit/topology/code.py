@@ -11,7 +11,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 import yaml
@@ -65,13 +66,13 @@ class Topology:
     """
 
     def __init__(self, project: str, *, env: Mapping[str, str] | None = None) -> None:
-        place = _called()
+        call = _Call()
         self.project = project
-        self.path = os.path.abspath(place.text.path)
-        self._place = place
+        self.path = os.path.abspath(call.place.text.path)
+        self._place = call.place
         self._parts = Parts()
         for name, value in (env or {}).items():
-            self._parts.env[name] = place, _tree(value, place.within(name))
+            self._parts.env[name] = call.find(name), _tree(value, call.find)
 
     @classmethod
     def load(
@@ -97,11 +98,11 @@ class Topology:
         """
         if name in self._parts.nodes:
             raise ValueError(f"there is a node '{name}' already")
-        place = _called()
+        call = _Call()
         entry: dict[str, Any] = {"use": use if isinstance(use, str) else reference(use)}
         if settings is not None:
             entry["with"] = settings
-        self._parts.nodes[name] = place.within(name), _tree({**entry, **options}, place)
+        self._parts.nodes[name] = call.find(name), _tree({**entry, **options}, call.find)
         return NodeRef(name)
 
     def link(self, source: str, to: str | Iterable[str], **options: Any) -> None:
@@ -110,7 +111,7 @@ class Topology:
         `route`, `by`, `window`, `delivery` ..."""
         targets = to if isinstance(to, str) else list(to)
         entry = {"from": source, "to": targets, **options}
-        self._parts.links.append(_tree(entry, _called()))
+        self._parts.links.append(_tree(entry, _Call().find))
 
     def read(self, environ: Mapping[str, str]) -> tuple[Read, list[Problem]]:
         """The typed model, and what is wrong with it, as `load` of a file."""
@@ -123,7 +124,7 @@ class Topology:
         """The same as the text of a topology file."""
         head = {"flowkit": 1, "project": self.project}
         nowhere = Place(SourceText(""))
-        tree = _tree(head, nowhere)
+        tree = _tree(head, lambda part: nowhere)
         assert isinstance(tree, Table)
         sections: dict[str, Tree] = {}
         if self._parts.env:
@@ -154,34 +155,51 @@ def reference(cls: type) -> str:
 # -- values to trees
 
 
-def _called() -> Place:
-    """Where the program calls: the innermost line that is not of this file."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename == __file__:
-        frame = frame.f_back
-    path, line = frame.f_code.co_filename, frame.f_lineno
-    shown = os.path.relpath(path) if os.path.isabs(path) else path
-    lines = tuple(one.rstrip("\n") for one in linecache.getlines(path, frame.f_globals))
-    text = SourceText(path if shown.startswith("..") else shown, lines)
-    source = text.line(line)
-    bare = source.strip()
-    return Place(text, line, 1 + len(source) - len(source.lstrip()), max(1, len(bare)))
+class _Call:
+    """Where the program calls: from the line of `place` to line `end`."""
+
+    def __init__(self) -> None:
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_filename == __file__:
+            frame = frame.f_back
+        path = frame.f_code.co_filename
+        shown = os.path.relpath(path) if os.path.isabs(path) else path
+        lines = tuple(one.rstrip("\n") for one in linecache.getlines(path, frame.f_globals))
+        text = SourceText(path if shown.startswith("..") else shown, lines)
+        positions = next(islice(frame.f_code.co_positions(), frame.f_lasti // 2, None))
+        self.line = frame.f_lineno
+        self.end = max(self.line, positions[1] or 0)
+        self.place = self._whole(text, self.line)
+
+    def find(self, part: str) -> Place:
+        """Where `part` is written in the call; the call's first line if it is not."""
+        for line in range(self.line, self.end + 1):
+            whole = self._whole(self.place.text, line)
+            found = whole.within(part)
+            if found is not whole:
+                return found
+        return self.place
+
+    @staticmethod
+    def _whole(text: SourceText, line: int) -> Place:
+        source = text.line(line)
+        bare = source.strip()
+        return Place(text, line, 1 + len(source) - len(source.lstrip()), max(1, len(bare)))
 
 
-def _tree(value: Any, place: Place) -> Tree:
-    """What a parser would make of `value`, if it were written at `place`."""
+def _tree(value: Any, find: Callable[[str], Place]) -> Tree:
+    """What a parser would make of `value`; `find` says where a text of it is written."""
     if isinstance(value, Mapping):
         pairs = {}
         for key, one in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"{key!r} is no key of a topology: keys are text")
-            at = place.within(key)
-            pairs[key] = Scalar(key, False, at), _tree(one, place)
-        return Table(place, pairs)
+            pairs[key] = Scalar(key, False, find(key)), _tree(one, find)
+        return Table(find(""), pairs)
     if isinstance(value, list | tuple):
-        return Items(place, [_tree(one, place) for one in value])
+        return Items(find(""), [_tree(one, find) for one in value])
     text, plain = _written(value)
-    return Scalar(text, plain, place.within(str(value)))
+    return Scalar(text, plain, find(str(value)))
 
 
 def _written(value: Any) -> tuple[str, bool]:
