@@ -133,7 +133,9 @@ class Figures:
         nodes = {node for node, _ in working}
         # Of a node that has none at work, those count that there are.
         others = [key for key, one in replicas.items() if key[0] not in nodes]
-        stopped = {key[0] for key in others if replicas[key].phase is Phase.STOPPED}
+        stopped = {
+            key[0] for key in others if replicas[key].phase is Phase.STOPPED or replicas[key].absent
+        }
         return shares.situation(
             scene.plan, scene.books, self._window.changes(), [*working, *others], stopped
         )

@@ -200,6 +200,9 @@ class Operations:
     async def _restart(self, node: str, number: int | None) -> Outcome:
         async with self._begin() as began:
             replicas = self._replicas(node, number)
+            for replica in replicas:
+                if replica.absent:
+                    raise ChangeError(f"{replica.name} is not attached", "start its application")
             notes = await self._roll(replicas)
             what = replicas[0].name if number is not None else f"{node}: {_replicas(len(replicas))}"
             return Outcome(f"restarted {what}", self._clock() - began, tuple(notes))

@@ -114,7 +114,8 @@ def situation(
     stopped: Collection[str] = (),
 ) -> Situation:
     """How the nodes and links of `plan` were while `changes` happened, as far as `replicas` had a
-    part in it. The nodes `stopped` are so because the operator wants it."""
+    part in it. The nodes `stopped` are so because the operator wants it, or wait for
+    an application."""
     wanted = sorted(key for key in replicas if key in changes)
     return Situation(
         [
@@ -156,6 +157,7 @@ def _node(
         lists=max((one[shared.LISTS] for one in gauges), default=0),
         committing=sum(share(one, shared.COMMIT_NS) for one in mine) / (len(mine) or 1),
         stopped=stopped,
+        external=node.external,
         awaiting=sum(share(one, shared.INPUT_NS) for one in mine) / (len(mine) or 1),
     )
 

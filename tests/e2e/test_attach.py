@@ -15,6 +15,7 @@ import pytest
 
 import flowkit
 from flowkit.errors import NotRunning, RequestFailed, SendError
+from flowkit.operations import ChangeError
 from flowkit.report import Report
 from flowkit.supervisor import Silent, Supervisor
 from tests.conftest import Eventually
@@ -372,3 +373,17 @@ def test_two_projects_and_a_node_in_one_application(place: Place) -> None:
 
     asyncio.run(application())
     assert not list(Path(place.file("r")).glob("*"))
+
+
+def test_who_is_missed_is_named(place: Place, eventually: Eventually) -> None:
+    async def application() -> None:
+        async with Supervisor(shown(place), watcher=Silent(), drain_timeout=0.1) as project:
+            await eventually.on_loop(lambda: project.status().verdict.kind == "absent", 20)
+            verdict = project.status().verdict
+            assert (verdict.bottleneck, verdict.advice) == ("show", "start its application")
+            for change in (project.restart("show"), project.scale({"show": 2})):
+                with pytest.raises(ChangeError, match="show.0 is not attached"):
+                    await change
+            project.kill()
+
+    asyncio.run(application())
