@@ -86,7 +86,8 @@ def test_leaving_has_a_limit(place: Place, eventually: Eventually) -> None:
 
     async def application() -> None:
         with pytest.raises(ProjectFailed, match="trial: not drained in 0.05 s") as failed:
-            async with Supervisor(topology, drain_timeout=0.05) as project:
+            supervisor = Supervisor(topology, in_process=True, drain_timeout=0.05)
+            async with supervisor as project:
                 await eventually.on_loop(lambda: project.report().in_flight > 10)
         assert failed.value.report.status is Status.TIMED_OUT
         assert failed.value.report.in_flight > 10
@@ -95,14 +96,13 @@ def test_leaving_has_a_limit(place: Place, eventually: Eventually) -> None:
     asyncio.run(application())
 
 
-@KINDS
-def test_what_cannot_start_raises(place: Place, in_process: bool) -> None:
+def test_what_cannot_start_raises(place: Place) -> None:
     nodes = {"read": node("Numbers"), "tally": node("Misconfigured")}
     topology = place.topology(nodes, [link("read.numbers -> tally.numbers")])
 
     async def application() -> None:
         with pytest.raises(ProjectFailed, match="tally.0 cannot start") as failed:
-            async with Supervisor(topology, in_process=in_process, watcher=Silent()):
+            async with Supervisor(topology, in_process=True, watcher=Silent()):
                 raise AssertionError("entered")
         assert failed.value.exit_code == 2
         assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -123,8 +123,9 @@ def test_a_failure_meanwhile_is_told_of_once(place: Place, eventually: Eventuall
     )
 
     async def fails(how: str) -> None:
-        async with Supervisor(topology, watcher=Silent(), fresh=True) as project:
-            os.kill(project.pids["tally.0"], signal.SIGKILL)
+        supervisor = Supervisor(topology, in_process=True, watcher=Silent(), fresh=True)
+        async with supervisor as project:
+            project._signal("tally.0#1", signal.SIGKILL)
             if how == "drained":
                 with pytest.raises(ProjectFailed, match="tally.0 was given up"):
                     await project.drained()
@@ -161,7 +162,7 @@ def test_a_drain_is_ended_by_cancelling(place: Place, eventually: Eventually) ->
                 drains.append(in_flight)
 
         async def run() -> None:
-            async with Supervisor(topology, watcher=Watching()) as project:
+            async with Supervisor(topology, in_process=True, watcher=Watching()) as project:
                 await eventually.on_loop(lambda: project.report().in_flight > 10)
 
         task = asyncio.create_task(run())
@@ -179,7 +180,8 @@ def test_signals_only_where_they_are_asked_for(place: Place, eventually: Eventua
 
     async def application() -> None:
         topology = chain(place, until=place.file("never"))
-        async with asyncio.timeout(60), Supervisor(topology, signals=True) as project:
+        supervisor = Supervisor(topology, in_process=True, signals=True)
+        async with asyncio.timeout(60), supervisor as project:
             os.kill(os.getpid(), signal.SIGTERM)
             assert (await project.drained()).exit == 0
 

@@ -83,7 +83,7 @@ def write(place: Place, count: int, *more: dict[str, object]) -> None:
 def test_killed_and_started_again_it_has_every_invoice_once(
     place: Place, eventually: Eventually
 ) -> None:
-    write(place, 30_000)
+    write(place, 8_000)
     database = Path(place.file("invoices.db"))
 
     def begun() -> bool:
@@ -96,12 +96,12 @@ def test_killed_and_started_again_it_has_every_invoice_once(
     eventually(begun, 60)
     service.send_signal(signal.SIGKILL)
     service.communicate(timeout=60)
-    write(place, 30_000, order(1, currency="CHF", id="odd"))
+    write(place, 8_000, order(1, currency="CHF", id="odd"))
     _, said = (service := start(place)).communicate(timeout=60)
     assert service.returncode == 4, said
     assert "1 dead letters" in said and "Traceback" not in said.partition("LookupError")[0]
     found = rows(database)
-    assert found == {f"o{number}": "11.90" for number in range(30_000)}
+    assert found == {f"o{number}": "11.90" for number in range(8_000)}
 
 
 @pytest.mark.e2e

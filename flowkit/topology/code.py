@@ -28,6 +28,10 @@ _BARE = re.compile(r"[A-Za-z_./][\w./]*(?:[:@-]+[\w./]+)*")
 """Text that YAML takes for text without quotes."""
 
 
+_resolver: Any = yaml.resolver.Resolver()
+"""Says what YAML takes a text for."""
+
+
 class Template(str):
     """Text in which ``${VAR}``, ``${VAR:-default}`` and ``$$`` mean what they mean in a file. Other
     text is taken as it is."""
@@ -241,7 +245,7 @@ def _yaml(tree: Tree, depth: int) -> yaml.Node:
         items = [_yaml(one, max(depth + 1, 3)) for one in tree.items]
         return yaml.SequenceNode("tag:yaml.org,2002:seq", items, flow_style=depth > 2)
     if tree.plain:
-        tag = yaml.resolver.Resolver().resolve(yaml.ScalarNode, tree.text, (True, False))
+        tag = _resolver.resolve(yaml.ScalarNode, tree.text, (True, False))
         return yaml.ScalarNode(tag, tree.text)
     text = tree.text
     bare = _BARE.fullmatch(text) and resolve(text) == text and surprise(text) is None

@@ -281,7 +281,7 @@ def test_places_that_there_are_not(place: Place) -> None:
         pass
 
     async def application() -> None:
-        async with Supervisor(kept(place), watcher=Silent()) as project:
+        async with Supervisor(kept(place), in_process=True, watcher=Silent()) as project:
             for node, name, text in (
                 (Other(), "", "no external node of class .*Other"),
                 (Feed(), "fed", "no external node 'fed'.*"),
@@ -309,7 +309,7 @@ def test_a_node_that_fails(place: Place, eventually: Eventually) -> None:
 
     async def application() -> None:
         fails = Fails()
-        async with Supervisor(shown(place, "Fails"), watcher=Silent()) as project:
+        async with Supervisor(shown(place, "Fails"), in_process=True, watcher=Silent()) as project:
             with pytest.raises(LookupError, match="the disk is gone"):
                 async with flowkit.attach(fails, project):
                     raise AssertionError("attached")
@@ -330,7 +330,7 @@ def test_a_node_that_fails(place: Place, eventually: Eventually) -> None:
 
 def test_operations_reach_it(place: Place, eventually: Eventually) -> None:
     async def application() -> None:
-        async with Supervisor(shown(place), watcher=Silent()) as project:
+        async with Supervisor(shown(place), in_process=True, watcher=Silent()) as project:
             show = Show()
             async with flowkit.attach(show, project) as attachment:
                 await eventually.on_loop(lambda: len(show.seen) > 100)
@@ -377,7 +377,9 @@ def test_two_projects_and_a_node_in_one_application(place: Place) -> None:
 
 def test_who_is_missed_is_named(place: Place, eventually: Eventually) -> None:
     async def application() -> None:
-        async with Supervisor(shown(place), watcher=Silent(), drain_timeout=0.1) as project:
+        async with Supervisor(
+            shown(place), in_process=True, watcher=Silent(), drain_timeout=0.1
+        ) as project:
             await eventually.on_loop(lambda: project.status().verdict.kind == "absent", 20)
             verdict = project.status().verdict
             assert (verdict.bottleneck, verdict.advice) == ("show", "start its application")

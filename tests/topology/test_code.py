@@ -117,7 +117,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(values=st.dictionaries(NAMES, VALUES, max_size=4), env=st.dictionaries(NAMES, st.text()))
 def test_any_values_come_back(
     values: dict[str, Any], env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
