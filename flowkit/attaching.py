@@ -28,7 +28,7 @@ from flowkit.control.aclient import AsyncClient
 from flowkit.control.places import LISTED, choose
 from flowkit.errors import FlowkitError, NoSuchProject, NotRunning, OperatorError, RequestFailed
 from flowkit.node import Node, describe
-from flowkit.protocol.requests import NO_SUCH
+from flowkit.protocol.requests import REFUSED
 from flowkit.runtime import spec as specs
 from flowkit.runtime.handling import theirs
 from flowkit.runtime.kit import Kit
@@ -179,7 +179,7 @@ class Attachment:
                 failures = 0
             except Exception as error:
                 waits = isinstance(error, NotRunning | NoSuchProject) or (
-                    isinstance(error, RequestFailed) and error.code != NO_SUCH
+                    isinstance(error, RequestFailed) and error.code == REFUSED
                 )
                 self._note(error, waits)
                 if not self._first.done() and not (waits and self._wanted.wait):

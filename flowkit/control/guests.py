@@ -115,9 +115,10 @@ class Guests(Launcher):
         plan = self._host.plan
         node = _find(plan, wanted)
         if self._alone and wanted.pid != os.getpid():
-            raise OperatorError(
+            raise Denial(
+                requests.NOT_SUPPORTED,
                 f"{plan.project} runs in one process, without sockets",
-                hint="attach it there, with project=SUPERVISOR; or leave out --in-process",
+                "attach it there, with project=SUPERVISOR; or leave out --in-process",
             )
         with _handle_of(wanted.pid) as process:
             return await self._take_in(node, wanted, process, offer)
