@@ -42,16 +42,18 @@ class Template(str):
 class NodeRef:
     """A node of a topology that is being made: its attributes name its channels, for `link`."""
 
+    __slots__ = ("_name",)
+
     def __init__(self, name: str) -> None:
-        self.name = name
+        self._name = name
 
     def __getattr__(self, channel: str) -> str:
-        if channel.startswith("__"):
+        if channel.startswith("_"):  # no name of a channel
             raise AttributeError(channel)
-        return f"{self.name}.{channel}"
+        return f"{self._name}.{channel}"
 
     def __repr__(self) -> str:
-        return f"<node {self.name}>"
+        return f"<node {self._name}>"
 
 
 class Topology:

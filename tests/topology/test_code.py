@@ -185,7 +185,8 @@ def test_the_same_problems_as_the_file(tmp_path: Path) -> None:
 
 def test_what_is_wrong_at_once() -> None:
     made = Topology("trial")
-    made.node("a", "m:C")
+    node = made.node("a", "m:C")
+    assert (node.name, node.x) == ("a.name", "a.x"), "a channel may have any name"
     with pytest.raises(ValueError, match="there is a node 'a' already"):
         made.node("a", "m:C")
     with pytest.raises(TypeError, match="1 is no key of a topology"):
