@@ -31,6 +31,7 @@ from flowkit.node import Node, describe
 from flowkit.protocol.requests import REFUSED
 from flowkit.runtime import spec as specs
 from flowkit.runtime.handling import theirs
+from flowkit.runtime.inspector import class_facts
 from flowkit.runtime.kit import Kit
 from flowkit.runtime.runner import Runner
 from flowkit.runtime.spans import of_application
@@ -101,11 +102,12 @@ class Attachment:
         self.node = node
         self._project = project
         self._outputs = list(info.outputs)
+        facts = class_facts(info.name, info)
         self._wanted = arguments.Attach(
             name,
             info.cls.__qualname__,
-            list(info.inputs),
-            self._outputs,
+            [channel.name for channel in facts.inputs],
+            [channel.name for channel in facts.outputs],
             os.getpid(),
             bool(wait),
         )
