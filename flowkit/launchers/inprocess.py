@@ -99,3 +99,5 @@ class InProcessLauncher(Launcher):
         for task in tasks:
             with suppress(asyncio.CancelledError, Exception):
                 await task
+        while self._tasks:  # their ends are told in the next turn of the loop
+            await asyncio.sleep(0)
