@@ -260,7 +260,7 @@ def _collect(cls: type[Node]) -> NodeInfo:
         for name, value in attributes.items()
         if hasattr(value, "__flowkit_every__")
     }
-    _check_shape(cls, attributes, inputs, outputs, calls)
+    _check_shape(cls, attributes, inputs, outputs)
     tasks = any(handler.coroutine for handler in handlers.values()) or any(
         inspect.iscoroutinefunction(attributes.get(name)) for name in (*timers, "finish")
     )
@@ -375,7 +375,6 @@ def _check_shape(
     attributes: dict[str, Any],
     inputs: dict[str, In[Any]],
     outputs: dict[str, Out[Any]],
-    calls: dict[str, Call[Any, Any]],
 ) -> None:
     name = cls.__qualname__
     hooks = list(HOOKS)

@@ -591,7 +591,6 @@ def test_a_handler_that_may_answer(answer: Any, returned: Any) -> None:
         (lambda: Call(int, int, retries=-1), "0 or more"),
         (lambda: Call(int, int, retries=True), "0 or more"),
         (lambda: Serve(int, int, concurrency=0), "at least one"),
-        (lambda: type("Alone", (Node,), {"x": Call(int, int)}), "nothing that could send"),
         (lambda: type("Mute", (Node,), {"x": Serve(int, int)}), "has no handler 'on_x'"),
         (lambda: type("Bad", (Node,), {"send_": Call(int, int), "node": Call(int, int)}), "name"),
     ],
