@@ -31,6 +31,7 @@ from tests.e2e.harness import ROOT, Place, environment
 pytestmark = pytest.mark.e2e
 
 eventually = Eventually()
+patient = gen_test(timeout=60)  # a busy machine is not a bug
 
 
 class Web(AsyncHTTPTestCase):
@@ -74,7 +75,7 @@ class Web(AsyncHTTPTestCase):
 class TestAnswers(Web):
     limit = 3
 
-    @gen_test
+    @patient
     async def test_a_click_is_done_when_it_is_answered(self) -> None:
         answer = await self.post("a")
         assert (answer.code, json.loads(answer.body)) == (200, {"id": "a"})
@@ -82,7 +83,7 @@ class TestAnswers(Web):
         assert (await self.post("a")).code == 200, "again is fine"
         assert self.in_sink == {"a"}
 
-    @gen_test
+    @patient
     async def test_what_is_no_click(self) -> None:
         for body in ("", "[]", '{"user": 1, "page": "/"}', '{"user": "ann"}'):
             answer = await self.http_client.fetch(
@@ -93,13 +94,13 @@ class TestAnswers(Web):
         assert answer.code == 400 and "colour" in json.loads(answer.body)["error"]
         assert self.in_sink == set()
 
-    @gen_test
+    @patient
     async def test_a_click_that_is_given_up(self) -> None:
         answer = await self.post("c", page="\0")
         assert answer.code == 422 and "dead letter" in json.loads(answer.body)["error"]
         assert self.in_sink == set()
 
-    @gen_test
+    @patient
     async def test_the_page_and_the_health(self) -> None:
         page = await self.http_client.fetch(self.get_url("/"))
         assert b"<title>Clicks</title>" in page.body
@@ -107,7 +108,7 @@ class TestAnswers(Web):
         assert health["ready"] and health["state"] == "running"
         assert set(health["replicas"]) == {"feed.0", "enrich.0", "enrich.1", "store.0", "live.0"}
 
-    @gen_test
+    @patient
     async def test_results_are_shown_live(self) -> None:
         live = await websocket_connect(url_concat(self.get_url("/live").replace("http", "ws"), {}))
         first = json.loads(str(await live.read_message()))
@@ -119,7 +120,7 @@ class TestAnswers(Web):
         live.close()
         await eventually.on_loop(lambda: not self.site.live.viewers)
 
-    @gen_test
+    @patient
     async def test_without_its_project_it_asks_to_come_again(self) -> None:
         self.site.project.kill()
         await self.site.project.wait()
@@ -133,7 +134,7 @@ class TestTooMuch(Web):
     limit = 3
     lookup = 0.2
 
-    @gen_test
+    @patient
     async def test_who_comes_when_there_is_too_much_is_asked_to_come_again(self) -> None:
         answers = await asyncio.gather(*(self.post(f"f{number}") for number in range(8)))
         codes = [answer.code for answer in answers]
@@ -151,7 +152,7 @@ class TestKill(Web):
     in_process = False
     lookup = 0.02
 
-    @gen_test(timeout=60)
+    @patient
     async def test_a_worker_is_killed_under_two_hundred_posts(self) -> None:
         self.http_client.configure(None, max_clients=200)
         posting = [asyncio.ensure_future(self.post(f"{number}")) for number in range(200)]
