@@ -16,9 +16,14 @@ from flowkit.message import Many, Meta
 from flowkit.node import Node, Sink, Source, every
 
 if TYPE_CHECKING:
+    from flowkit.attaching import attach
     from flowkit.control.aclient import AsyncClient
     from flowkit.control.client import Client
+    from flowkit.inprocess import run_in_process
+    from flowkit.runtime.planning import check
     from flowkit.sliding import SlidingCounter
+    from flowkit.supervisor import Supervisor
+    from flowkit.topology.code import Template, Topology
 
 __version__ = "0.1.0"
 
@@ -37,7 +42,13 @@ __all__ = [
     "Sink",
     "SlidingCounter",
     "Source",
+    "Supervisor",
+    "Template",
+    "Topology",
+    "attach",
+    "check",
     "every",
+    "run_in_process",
 ]
 
 # Imported when they are used: a node needs neither a socket nor what finds projects.
@@ -45,6 +56,12 @@ _LATER = {
     "AsyncClient": "flowkit.control.aclient",
     "Client": "flowkit.control.client",
     "SlidingCounter": "flowkit.sliding",
+    "Supervisor": "flowkit.supervisor",
+    "Template": "flowkit.topology.code",
+    "Topology": "flowkit.topology.code",
+    "attach": "flowkit.attaching",
+    "check": "flowkit.runtime.planning",
+    "run_in_process": "flowkit.inprocess",
 }
 
 

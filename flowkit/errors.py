@@ -19,6 +19,7 @@
     |   |-- NoSuchProject
     |   |-- UnknownName          a running project has no node, replica or channel of that name
     |   |-- NotRunning           the project does not run, or has ended
+    |   |-- ProjectFailed        it ran, and was not drained (carries its `report`)
     |   `-- RequestFailed        it runs, and does not do what was asked for (carries `code`)
     |-- DeliveryError            the caller of `deliver`: its message was not done
     |   |-- DeadLettered
@@ -40,6 +41,7 @@ Errors keep their facts in fields, can be pickled, and keep their cause.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 class FlowkitError(Exception):
@@ -189,6 +191,21 @@ class NotRunning(OperatorError):
     """The project does not run, or has ended while it was talked to."""
 
     exit_code = 6
+
+
+class ProjectFailed(OperatorError):
+    """A project has ended in another way than drained; `report`, a `flowkit.report.Report`, says
+    how. Its `traceback` is what the replica that was given up has printed last.
+
+    The exit code is that of the report.
+    """
+
+    def __init__(self, report: Any) -> None:
+        self.report = report
+        self.exit_code = report.exit
+        text = f"{report.project}: {report.reason or report.status.value}"
+        last = report.traceback.strip().rpartition("\n")[2]
+        super().__init__(f"{text} ({last})" if last else text)
 
 
 class RequestFailed(OperatorError):

@@ -42,6 +42,10 @@ class Scene(NamedTuple):
     former: Sequence[LinkPlan] = ()
     """Links that were taken out."""
 
+    def owns(self, key: Key) -> bool:
+        """Whether the process of a replica is its own, so that its figures are."""
+        return not self.in_process and not self.project.replicas[key].external
+
 
 class Run(NamedTuple):
     """What a status says of the run itself. `ended` if it has."""
@@ -79,7 +83,7 @@ class Figures:
         for key, books in scene.books.items():
             counters = shares.counters(books, now)
             pid = scene.pids.get(key)
-            if pid is not None and not scene.in_process:
+            if pid is not None and scene.owns(key):
                 # What a replica says of itself may be old: a handler may hold its loop.
                 spent = self._processes.cpu_seconds(pid) or 0.0
                 before = books.gauges[shared.CPU_NS]
@@ -129,7 +133,9 @@ class Figures:
         nodes = {node for node, _ in working}
         # Of a node that has none at work, those count that there are.
         others = [key for key, one in replicas.items() if key[0] not in nodes]
-        stopped = {key[0] for key in others if replicas[key].phase is Phase.STOPPED}
+        stopped = {
+            key[0] for key in others if replicas[key].phase is Phase.STOPPED or replicas[key].absent
+        }
         recent = {key[0] for key in working if scene.books[key].since > self._window.since}
         changes = self._window.changes()
         return shares.situation(
@@ -154,7 +160,7 @@ class Figures:
         gauges = books.now()
         busy, waiting = shares.busy(change), shares.waiting(change)
         memory, kind = None, ""
-        if pid is not None and not scene.in_process:
+        if pid is not None and scene.owns(key):
             memory, kind = self._processes.memory(pid, now)
 
         def rate(place: int) -> float | None:
@@ -170,7 +176,7 @@ class Figures:
             pid=pid,
             incarnation=replica.incarnation,
             uptime=now - books.since if pid is not None and books.rows is not None else 0.0,
-            cpu=shares.cores(change) if pid is not None else None,
+            cpu=shares.cores(change) if pid is not None and not replica.external else None,
             memory=memory,
             memory_kind=kind,
             in_rate=None if replica.source else rate(shared.HANDLED),
@@ -195,8 +201,10 @@ class Figures:
 
 
 def _ready(project: Project) -> bool:
-    return project.started and not any(
+    running = project.status is core.Status.RUNNING and project.started
+    return running and not any(
         replica.phase in (Phase.WAITING, Phase.STARTING)
+        and not replica.external
         # One that an operator has just asked for is not missed: what was served before is still.
         and not (replica.trying and project.operation is not None)
         for replica in project.replicas.values()
@@ -216,6 +224,8 @@ def _replica_state(replica: Replica, busy: float, waiting: float) -> str:
         if waiting >= HELD_UP and waiting > busy:
             return "waiting"
         return "busy" if busy >= LIVELY and not replica.source else "running"
+    if replica.absent:
+        return "absent"
     words = {Phase.WAITING: "pending", Phase.ENDED: "done", Phase.DONE: "stopping"}
     return words.get(replica.phase, str(replica.phase.value))
 

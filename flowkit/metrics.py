@@ -66,9 +66,10 @@ class NodeShare(Struct, frozen=True):
     committing: float = 0.0
     """The part of `busy` that went into making things durable, on average."""
     stopped: bool = False
-    """Whether the operator has stopped it."""
+    """Whether the operator has stopped it, or it is external and not attached."""
     recent: bool = False
     """Whether a replica was started meanwhile: before that nobody took what others held back."""
+    external: bool = False
     awaiting: float = 0.0
     """Of a source: the share of the time that it waited for its input, on average."""
 
@@ -112,6 +113,7 @@ class Verdict(Struct, frozen=True):
         overhead  a link is held up by a node that      input   nothing limits: sources wait
                   is not busy in its handlers           idle    nothing limits: little to do
         stopped   a node that the operator stopped      early   not seen enough yet
+        absent    a node that no application attaches
 
     `bottleneck` is a node or the name of a link, None if nothing limits. `busy` is its share of the
     time, `waits` who waits most for it and `waiting` for how much of the time. `advice` and `text`
@@ -131,8 +133,8 @@ class Verdict(Struct, frozen=True):
         if self.bottleneck is None:
             return self.advice
         facts = [f"busy {100 * self.busy:.0f} %"]
-        if self.kind in ("window", "stopped"):
-            facts = ["stopped"] if self.kind == "stopped" else []
+        if self.kind in ("window", "stopped", "absent"):
+            facts = [] if self.kind == "window" else [self.kind]
         if self.waits is not None:
             facts.append(f"{self.waits} waited {100 * self.waiting:.0f} % of the time")
         return f"bottleneck: {self.bottleneck} ({'; '.join(facts)}) - try: {self.advice}"
@@ -159,10 +161,12 @@ class _Judge:
     # -- the candidates ------------------------------------------------------------------------
 
     def stopped(self) -> Verdict | None:
-        """A node that was stopped, if others wait for it."""
+        """A node that was stopped, or is not attached, if others wait for it."""
         for node in self._workers:
             link = self._fullest(self._into(node))
             if node.stopped and link is not None and link.full >= HELD_UP:
+                if node.external:
+                    return self._verdict(node.node, 0.0, "absent", "start its application", link)
                 advice = f"flowkit start {node.node}"
                 return self._verdict(node.node, 0.0, "stopped", advice, link)
         return None

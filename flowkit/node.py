@@ -114,6 +114,12 @@ class NodeInfo:
         return issubclass(self.cls, Source)
 
     @property
+    def silent(self) -> bool:
+        """Whether nothing of it sends by itself: an application does, with `OutPort.deliver`."""
+        begins = self.timers or self.positions or hasattr(self.cls, "run")
+        return bool(self.outputs or self.calls) and not self.inputs and not begins
+
+    @property
     def abstract(self) -> bool:
         """Whether it cannot be run as it is: no channels, or methods still to be written."""
         return inspect.isabstract(self.cls) or not (self.inputs or self.outputs or self.calls)
@@ -264,7 +270,7 @@ def _collect(cls: type[Node]) -> NodeInfo:
         for name, value in attributes.items()
         if hasattr(value, "__flowkit_every__")
     }
-    _check_shape(cls, attributes, inputs, outputs, calls)
+    _check_shape(cls, attributes, inputs, outputs)
     tasks = any(handler.coroutine for handler in handlers.values()) or any(
         inspect.iscoroutinefunction(attributes.get(name)) for name in (*timers, "finish")
     )
@@ -392,7 +398,6 @@ def _check_shape(
     attributes: dict[str, Any],
     inputs: dict[str, In[Any]],
     outputs: dict[str, Out[Any]],
-    calls: dict[str, Call[Any, Any]],
 ) -> None:
     name = cls.__qualname__
     hooks = list(HOOKS)
@@ -408,16 +413,6 @@ def _check_shape(
             hint="run() is for nodes whose stream begins there; use @every for a timer",
         )
     if not issubclass(cls, Source):
-        if (
-            (outputs or calls)
-            and not inputs
-            and "run" not in attributes
-            and not _has_timers(attributes)
-        ):
-            raise DeclarationError(
-                f"{name} has outputs, but nothing that could send",
-                hint="give it an In, a run(), an @every timer, or make it a Source",
-            )
         return
     if inputs:
         raise DeclarationError(f"{name} is a Source and has inputs", hint="make it a Node")
@@ -463,7 +458,3 @@ def _check_hook(where: str, function: Any) -> None:
         raise DeclarationError(
             f"{where} needs {', '.join(needed)}", hint="it is called without arguments"
         )
-
-
-def _has_timers(attributes: dict[str, Any]) -> bool:
-    return any(hasattr(value, "__flowkit_every__") for value in attributes.values())

@@ -17,7 +17,7 @@ from flowkit.clock import Clock
 from flowkit.errors import OperatorError, UnknownName
 from flowkit.importing import did_you_mean
 from flowkit.protocol.change import Change
-from flowkit.protocol.departure import Arrival, Departure
+from flowkit.protocol.departure import Arrival, Departure, Withdrawal
 from flowkit.protocol.project import (
     Completed,
     Died,
@@ -32,6 +32,7 @@ from flowkit.protocol.project import (
 from flowkit.protocol.restart import RestartPolicy
 from flowkit.runtime import descriptors, spec
 from flowkit.topology.changes import Changes, Refusal, changes, refusals, scaled
+from flowkit.topology.code import Topology
 from flowkit.topology.plan import LinkPlan, Plan, foreign_links
 from flowkit.transport.zmq import raise_file_limit
 from flowkit.watching import Watching
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from flowkit.supervisor import Supervisor
 
 T = TypeVar("T")
+
+Given = str | os.PathLike[str] | Topology | Plan
+"""A topology: its file, one that was made in Python, or what was made of it."""
 
 LIMIT = 30.0
 """Seconds that each step of a change may take: to start what is new, to come to rest, to end."""
@@ -80,6 +84,7 @@ def members_of(plan: Plan) -> list[Member]:
             node.stateful,
             node.origin,
             node.begins,
+            node.external,
         )
         for node in plan.nodes
     ]
@@ -125,9 +130,11 @@ class Operations:
     async def start(self, node: str) -> Outcome:
         return await self._finish(self._start(node))
 
-    async def reload(
-        self, topology: str | os.PathLike[str] | Plan | None, lose_state: bool
-    ) -> Outcome:
+    async def withdraw(self, node: str, number: int, limit: float) -> None:
+        """Let an external replica leave, with nothing in hand; by force after `limit` seconds."""
+        await self._finish(self._withdraw(node, number, limit))
+
+    async def reload(self, topology: Given | None, lose_state: bool) -> Outcome:
         return await self._finish(self._reload(topology, lose_state))
 
     async def take_in(
@@ -140,10 +147,15 @@ class Operations:
             plan = scaled(plan, {one.name: one.replicas for one in self._supervisor.plan.nodes})
         return await self._finish(self._take_in(plan, code_changed))
 
-    def changes(self, topology: str | os.PathLike[str] | Plan, lose_state: bool) -> Changes:
+    def changes(self, topology: Given, lose_state: bool) -> Changes:
         """What is between the running project and `topology`."""
         plan = self._supervisor.load(topology)
         return changes(self._supervisor.plan, plan, self.former, lose_state)
+
+    @property
+    def plan(self) -> Plan:
+        """What runs now."""
+        return self._supervisor.plan
 
     @property
     def stopped(self) -> list[str]:
@@ -195,6 +207,9 @@ class Operations:
             if stopped:
                 what = node if len(stopped) == len(replicas) else ", ".join(stopped)
                 raise ChangeError(f"{what} is stopped", f"flowkit start {node}")
+            for replica in replicas:
+                if replica.absent:
+                    raise ChangeError(f"{replica.name} is not attached", "start its application")
             notes = await self._roll(replicas)
             what = replicas[0].name if number is not None else f"{node}: {_replicas(len(replicas))}"
             return Outcome(f"restarted {what}", self._clock() - began, tuple(notes))
@@ -236,6 +251,11 @@ class Operations:
             notes.append(_start_again(node))
             return Outcome(f"stopped {node}", self._clock() - began, tuple(notes))
 
+    async def _withdraw(self, node: str, number: int, limit: float) -> None:
+        async with self._begin():
+            (replica,) = self._replicas(node, number)
+            await self._operate(Withdrawal(self._project, replica, limit))
+
     async def _start(self, node: str) -> Outcome:
         async with self._begin(draining=True) as began:
             replicas = self._replicas(node, None)
@@ -246,9 +266,7 @@ class Operations:
                 await self._operate(Arrival(self._project, replica, self.limit))
             return Outcome(f"started {node}", self._clock() - began)
 
-    async def _reload(
-        self, topology: str | os.PathLike[str] | Plan | None, lose_state: bool
-    ) -> Outcome:
+    async def _reload(self, topology: Given | None, lose_state: bool) -> Outcome:
         async with self._begin() as began:
             given = self._supervisor.plan.path if topology is None else topology
             # Importing the classes takes a moment, in a child; the loop turns meanwhile.
@@ -460,6 +478,12 @@ class Operations:
             raise ChangeError(f"{node} has ended, or is about to: its input has")
 
     def _check_none_stopped(self) -> None:
+        for replica in self._project.replicas.values():
+            if replica.absent and not replica.source:
+                raise ChangeError(
+                    f"{replica.name} is not attached, so what comes before it cannot come to rest",
+                    "start its application",
+                )
         stopped = self.stopped
         if stopped:
             names = ", ".join(stopped)
@@ -503,15 +527,11 @@ class Changeable:
         """Start the replicas of a node that was stopped."""
         return await self._operations.start(node)
 
-    def changes(
-        self, topology: str | os.PathLike[str] | Plan, *, lose_state: bool = False
-    ) -> Changes:
+    def changes(self, topology: Given, *, lose_state: bool = False) -> Changes:
         """What `reload` would change; nothing is done. Raises TopologyError with all problems."""
         return self._operations.changes(topology, lose_state)
 
-    async def reload(
-        self, topology: str | os.PathLike[str] | Plan | None = None, *, lose_state: bool = False
-    ) -> Outcome:
+    async def reload(self, topology: Given | None = None, *, lose_state: bool = False) -> Outcome:
         """Become what the file (by default the same, as it is now) says. If it has problems, or the
         difference cannot be made while the project runs, nothing is changed."""
         return await self._operations.reload(topology, lose_state)

@@ -115,8 +115,8 @@ def situation(
     recent: Collection[str] = (),
 ) -> Situation:
     """How the nodes and links of `plan` were while `changes` happened, as far as `replicas` had a
-    part in it. The nodes `stopped` are so because the operator wants it; of those that are `recent`
-    a replica was started meanwhile."""
+    part in it. The nodes `stopped` are so because the operator wants it, or wait for an
+    application; of those that are `recent` a replica was started meanwhile."""
     wanted = sorted(key for key in replicas if key in changes)
     return Situation(
         [
@@ -160,6 +160,7 @@ def _node(
         committing=sum(share(one, shared.COMMIT_NS) for one in mine) / (len(mine) or 1),
         stopped=stopped,
         recent=recent,
+        external=node.external,
         awaiting=sum(share(one, shared.INPUT_NS) for one in mine) / (len(mine) or 1),
     )
 

@@ -22,7 +22,7 @@ class ReplicaStatus(Struct, kw_only=True, frozen=True):
     state: str
     """What `ps` shows: "pending" (waits to be started), "starting", "running", "busy" (in handlers
     nearly all the time), "waiting" (held up by what is downstream), "idle", "stopping", "stopped",
-    "done", "lost"."""
+    "done", "lost", "absent" (waits for an application to attach it)."""
     phase: str
     """Where its life stands: waiting, starting, ready, done, ended, lost, stopped, removed."""
     pid: int | None = None
@@ -30,7 +30,7 @@ class ReplicaStatus(Struct, kw_only=True, frozen=True):
     uptime: float = 0.0
     """Of the present incarnation."""
     cpu: float | None = None
-    """Cores used, 1.0 is one of them. None with `in_process`."""
+    """Cores used, 1.0 is one of them. None with `in_process`, and of an attached replica."""
     memory: int | None = None
     memory_kind: str = ""
     """"pss", which counts what processes share by parts, or "rss", which counts it whole."""

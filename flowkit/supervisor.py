@@ -6,7 +6,7 @@ in, installs no signal handler and no logging, and may share the loop with an ap
 other supervisors::
 
     async with Supervisor("topology.yaml") as project:
-        report = await project.wait()
+        report = await project.drained()
 """
 
 from __future__ import annotations
@@ -25,23 +25,28 @@ from flowkit import status as statuses
 from flowkit.clock import Clock, monotonic
 from flowkit.control.capture import Captures
 from flowkit.control.door import Door, Listening
+from flowkit.control.guests import Guests
 from flowkit.control.leftovers import Wishes, look_at_leftovers
+from flowkit.control.places import Place, look_at
 from flowkit.control.reception import Reception
 from flowkit.control.replays import Replays
 from flowkit.control.server import LAST_WORDS
+from flowkit.control.slowness import Slowness
 from flowkit.control.standstill import Standstill
 from flowkit.control.taps import Listener, Tap, Taps
 from flowkit.control.watcher import Logging, Several
 from flowkit.control.watcher import Silent as Silent
 from flowkit.control.watcher import Watcher as Watcher
 from flowkit.control.words import Words
+from flowkit.embedding import DRAIN_TIMEOUT as DRAIN_TIMEOUT
+from flowkit.embedding import Embeddable, Signals
 from flowkit.errors import FlowkitError, WireError
 from flowkit.figures import Figures, Run, Scene
 from flowkit.launchers.base import Launcher, parse_name
 from flowkit.launchers.fleet import Fleet, Make
 from flowkit.launchers.inprocess import InProcessLauncher
 from flowkit.launchers.process import ProcessLauncher
-from flowkit.operations import Changeable, Operations, members_of
+from flowkit.operations import Changeable, Given, Operations, members_of
 from flowkit.protocol import control
 from flowkit.protocol import project as core
 from flowkit.protocol.project import Project, Replica, Status, Wanted
@@ -52,19 +57,14 @@ from flowkit.runtime.books import ReplicaBooks, open_books
 from flowkit.runtime.planning import load_plan
 from flowkit.sampling import EVERY
 from flowkit.store import Store
+from flowkit.topology.code import Topology
 from flowkit.topology.plan import Plan, kept_by
 from flowkit.transport.base import Binding, Transport
 from flowkit.transport.memory import MemoryHub, MemoryTransport
 from flowkit.transport.zmq import NAME_EXTRA, ZmqTransport, raise_file_limit
 
-DRAIN_TIMEOUT = 60.0
-"""Seconds that a drain may take unless the caller says otherwise; then what is left is given up."""
-
 LEAVE_GRACE = 10.0
 """Seconds at least that a replica may take to end after it has reported that it is done."""
-
-SLOW_START = 5.0
-"""Seconds after which the operator is told who is not ready yet."""
 
 OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -78,8 +78,8 @@ LONGEST_NAME = len("l999.999.9999999")
 """Bytes of the longest name of a socket: link, replica, incarnation."""
 
 
-class Supervisor(Changeable):
-    """Runs one project. `topology` is a file's path or a `Plan`.
+class Supervisor(Changeable, Embeddable):
+    """Runs one project: `topology` is its file, a `Topology`, or a `Plan`. See also `Embeddable`.
 
     `resume` goes on from the positions that an earlier run left, `fresh` forgets them; without
     either, positions left by a run that was not drained are an error (`DirtyStop`), since only the
@@ -87,12 +87,13 @@ class Supervisor(Changeable):
     Without `sources` they are not started: for replaying dead letters alone.
     `watcher` is told what replicas print and what becomes of them; by default that is logged.
     `http` is an address to serve figures on ("127.0.0.1:8787", or "8787"; port 0 is any).
+    With `signals` SIGINT and SIGTERM drain it, and kill it when they come again.
     `method` is how processes start: "fork", "spawn", or None for what the system does best.
     """
 
     def __init__(
         self,
-        topology: str | os.PathLike[str] | Plan,
+        topology: Given,
         *,
         in_process: bool = False,
         resume: bool = False,
@@ -101,6 +102,8 @@ class Supervisor(Changeable):
         method: str | None = None,
         watcher: Watcher | None = None,
         http: str | Listening | None = None,
+        signals: bool = False,
+        drain_timeout: float = DRAIN_TIMEOUT,
         clock: Clock = monotonic,
     ) -> None:
         self._directory = os.getcwd()
@@ -108,6 +111,8 @@ class Supervisor(Changeable):
         self.in_process = in_process
         self._resume, self._fresh = resume, fresh
         self._sources, self._method = sources, method
+        self.drain_timeout = drain_timeout
+        self._signals = Signals(self, drain_timeout) if signals else None
         self._watcher: Watcher = watcher or Logging()
         self._clock = clock
         self._run = secrets.token_hex(8)
@@ -119,7 +124,7 @@ class Supervisor(Changeable):
         self._books: dict[tuple[str, int], ReplicaBooks] = {}
         self.open_books(self.plan)
         self._rundir = RunDirectory(self.plan.project, self.plan.path)
-        self._journals = self._rundir.state / "journals"
+        self._journals = self._rundir.state / spec.JOURNALS
         self._replays = Replays(self._run, self._pass_on)
         self._figures = Figures()
         self._door = Door(http)
@@ -133,11 +138,17 @@ class Supervisor(Changeable):
         self._pids: dict[tuple[str, int], int] = {}
         self._handles: set[asyncio.TimerHandle] = set()
         self._standstill = Standstill(self.plan, self._show_and_kill)
+        self._slowness = Slowness(self._project, self.tell, self._later)
         self._wake: asyncio.TimerHandle | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._launcher: Launcher | None = None
+        self.guests = Guests(
+            self._started, self._exited, self._project, self._operations, in_process
+        )
         self._relaunch: asyncio.Task[None] | None = None
         self._launches: list[Replica] = []
+        self.hub = MemoryHub()
+        """Where replicas meet, if they are all in this process."""
         self._transport: Transport | None = None
         self._binding: Binding | None = None
         self._clients: ZmqTransport | None = None
@@ -148,11 +159,12 @@ class Supervisor(Changeable):
         self._last_words = ""
         self._closed = False
 
-    def load(self, topology: str | os.PathLike[str] | Plan) -> Plan:
-        """The plan of a topology file, in the directory that the project runs in."""
+    def load(self, topology: Given) -> Plan:
+        """The plan of a topology, in the directory that the project runs in."""
         if isinstance(topology, Plan):
             return topology
-        return load_plan(os.fspath(topology), os.environ, self._directory)
+        given = topology if isinstance(topology, Topology) else os.fspath(topology)
+        return load_plan(given, os.environ, self._directory)
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -164,18 +176,20 @@ class Supervisor(Changeable):
         """
         self._loop = asyncio.get_running_loop()
         self._began = self._clock()
-        self._over: asyncio.Future[None] = self._loop.create_future()
+        self.over, self.begun = self._loop.create_future(), self._loop.create_future()
+        if self._signals is not None:
+            self._signals.install()
         self._rundir.check(LONGEST_NAME + NAME_EXTRA)
         if not self.in_process:
             descriptors.check(self.plan, raise_file_limit())
         self._door.bind()
         self._rundir.acquire()
         self._rundir.acquire_state()
-        self._store = Store(str(self._rundir.state / "flowkit.db"))
+        self._store = Store(str(self._rundir.state / spec.STORE))
         self._journals.mkdir(exist_ok=True)
         wishes = Wishes(self._sources, self._resume, self._fresh)
         look_at_leftovers(self.plan, self._journals, self._store, wishes)
-        hub = MemoryHub()
+        hub = self.hub
         sockets = ZmqTransport(self._rundir.path, largest=2 * control.LIMIT)
         if self.in_process:
             self._transport, self._clients = MemoryTransport(hub, self._loop), sockets
@@ -188,23 +202,18 @@ class Supervisor(Changeable):
         await self._launcher.start()
         self._project.start(self._clock())
         self._act()
-        self._later(SLOW_START, self._still_starting)
+        self._slowness.begin()
         self._sample()
         self._door.open(self)
         if not self.in_process:
             self._look()
-
-    async def wait(self) -> Report:
-        """Wait until the project has ended; return its report."""
-        await self._over
-        return self.report()
 
     def drain(self, timeout: float = DRAIN_TIMEOUT) -> None:
         """Stop the sources and let everything in flight be done, for at most `timeout` seconds.
 
         When it is called again the earlier end counts.
         """
-        if self._over.done():
+        if self.over.done():
             return
         if not self._project.draining:
             self._watcher.draining(self.in_flight())
@@ -218,7 +227,7 @@ class Supervisor(Changeable):
 
     def kill(self) -> None:
         """End everything at once, with whatever is in flight."""
-        if self._over.done():
+        if self.over.done():
             return
         self._project.kill()
         self._act(gently=False)
@@ -228,6 +237,8 @@ class Supervisor(Changeable):
         if self._closed:
             return
         self._closed = True
+        if self._signals is not None:
+            self._signals.remove()
         await self._door.close()
         for handle in self._handles:
             handle.cancel()
@@ -237,6 +248,7 @@ class Supervisor(Changeable):
         if self._relaunch is not None:
             self._relaunch.cancel()
             await asyncio.gather(self._relaunch, return_exceptions=True)
+        await self.guests.close()
         if self._launcher is not None:
             await self._launcher.close()
         self._words.close()
@@ -259,23 +271,17 @@ class Supervisor(Changeable):
             self._store.close()
         self._rundir.release()
 
-    async def __aenter__(self) -> Supervisor:
-        try:
-            await self.start()
-        except BaseException:
-            await self.close()
-            raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
     # -- what is known -------------------------------------------------------------------------
 
     @property
     def pids(self) -> dict[str, int]:
         """The process of each replica that runs, by name ("split.0")."""
         return {f"{node}.{number}": pid for (node, number), pid in self._pids.items()}
+
+    @property
+    def place(self) -> Place:
+        """Where others find the project."""
+        return look_at(self._rundir)
 
     @property
     def state_directory(self) -> Path:
@@ -310,7 +316,7 @@ class Supervisor(Changeable):
 
     def status(self) -> statuses.Status:
         """Everything about the project as it is now; rates and shares are of the last seconds."""
-        now, over = self._clock(), self._over.done()
+        now, over = self._clock(), self.over.done()
         run = Run(self._run, __version__, over, self._door.url)
         return self._figures.status(self._scene(), self.report(), now, run)
 
@@ -411,8 +417,8 @@ class Supervisor(Changeable):
             self._peer_of[key] = (peer, message.incarnation)
             if self._project.ready(*key, message.incarnation, message.addresses):
                 self._peers[peer] = (self._project.replicas[key], message.incarnation)
-                self._words.ready(key)
-                self._taps.ready(key)
+                for each in (self._words, self._taps, self.guests):
+                    each.ready(key)
             else:
                 if before is not None:
                     self._peer_of[key] = before
@@ -457,8 +463,9 @@ class Supervisor(Changeable):
         self._replays.ask(numbers, letters, list(self._project.replicas.values()), answer)
 
     def _started(self, name: str, pid: int) -> None:
-        key, _ = parse_name(name)
+        key, incarnation = parse_name(name)
         self._pids[key] = pid
+        self._project.attached(self._project.replicas[key], incarnation)
         if self._reception is not None:
             self._reception.launched(self._project.replicas[key], pid)
 
@@ -495,28 +502,8 @@ class Supervisor(Changeable):
 
     def _show_and_kill(self, name: str) -> None:
         """Kill a replica after it has shown its stack."""
-        assert self._launcher is not None
-        self._launcher.kill(name, signal.SIGUSR1)
+        self._signal(name, signal.SIGUSR1)
         self._later(STACK_GRACE, self._end, name)
-
-    def _still_starting(self) -> None:
-        """Say who is waited for: a slow start must not look like a hang."""
-        if self._project.started or self._over.done():
-            return
-        names = [
-            replica.name
-            for replica in self._project.replicas.values()
-            if replica.phase in (core.Phase.WAITING, core.Phase.STARTING)
-        ]
-        self._watcher.note(f"waiting for {', '.join(names)} to be ready")
-        self._later(6 * SLOW_START, self._still_starting)
-
-    def _slow_start(self, replica: Replica, incarnation: int) -> None:
-        """The same of a replica that was started again: its peers wait for it."""
-        if replica.phase is not core.Phase.STARTING or replica.incarnation != incarnation:
-            return
-        self._watcher.note(f"waiting for {replica.name} to be ready again")
-        self._later(6 * SLOW_START, self._slow_start, replica, incarnation)
 
     def _look(self) -> None:
         """Kill the replicas whose loops stand still, after they have shown where."""
@@ -550,6 +537,9 @@ class Supervisor(Changeable):
                 self._pass_on(action.replica, _gone(action.replica, action.incarnation))
             elif isinstance(action, core.Poisoned):
                 self._watcher.poisoned(action)
+            elif isinstance(action, core.Vacated):
+                assert self._reception is not None
+                self._reception.vacated(action, self._watcher.note)
             elif isinstance(action, core.Started):
                 try:
                     self._begin_run()
@@ -560,6 +550,7 @@ class Supervisor(Changeable):
                 else:
                     self._figures.begin(self._clock())
                     self._watcher.ready(self._clock() - self._began)
+                    self.begun.set_result(None)
             elif isinstance(action, core.Adopt):
                 self._operations.adopted(action.operation)
             elif isinstance(action, core.Restore | core.Completed):
@@ -569,9 +560,9 @@ class Supervisor(Changeable):
                 self._last_words = self._captures.last_words((replica.node, replica.number))
                 self._operations.died(action, self._last_words)
                 self._watcher.died(action, replica.restart.policy.max)
-            elif not self._over.done():
+            elif not self.over.done():
                 self._seconds = self._clock() - self._began
-                self._over.set_result(None)
+                self.over.set_result(None)
                 if self._reception is not None:
                     self._reception.ended(self.report().as_dict())
         if self._wake is not None:
@@ -591,7 +582,8 @@ class Supervisor(Changeable):
             self._binding.send(place[0], control.encode(message))
 
     def _launch(self, replica: Replica) -> None:
-        if isinstance(self._launcher, Fleet) and self._launcher.pid is None:
+        launcher = self._launcher if not replica.external else self.guests
+        if isinstance(launcher, Fleet) and launcher.pid is None:
             self._launches.append(replica)
             if self._relaunch is None or self._relaunch.done():
                 self._relaunch = self._loop.create_task(self._new_launcher())
@@ -609,32 +601,19 @@ class Supervisor(Changeable):
         name = f"{replica.name}#{replica.incarnation}"
         rows = self._rundir.path / f"{name}.rows"
         self._books[key].open(rows, self._clock(), kept_by(plan, node))
-        assert self._binding is not None and self._launcher is not None
-        description = spec.ReplicaSpec(
-            project=self.plan.project,
-            run=self._run,
-            token=self._token,
-            node=node,
-            replica=replica.number,
-            incarnation=replica.incarnation,
-            inputs=[link for link in plan.links if link.target == node.name],
-            outputs=[link for link in plan.links if link.source == node.name],
-            control=self._binding.address,
-            run_directory=str(self._rundir.path),
-            books=str(rows),
-            journals=str(self._journals),
-            store=str(self._rundir.state / "flowkit.db"),
-            durable=any(link.durable and link.fsync == "group" for link in plan.links),
-            box="" if self.in_process else str(rows.with_suffix(".box")),
-            levels=self._words.levels(key),
-            origin=replica.origin,
-            life=replica.life,
+        launcher = self.guests if replica.external else self._launcher
+        assert self._binding is not None and launcher is not None
+        around = spec.Surroundings(
+            self._run, self._token, self._binding.address, self._rundir.path, self._rundir.state
         )
+        boxed = not self.in_process and not replica.external
+        levels = self._words.levels(key)
+        description = spec.describe(plan, replica, around, rows, levels, boxed)
         stdout = stderr = None
-        if not self.in_process:
+        if description.box:
             self._words.expect(key, replica.incarnation, Path(description.box))
             stdout, stderr = self._captures.open(key)
-        self._launcher.launch(
+        launcher.launch(
             name,
             spec.encode(description),
             title=f"flowkit: {self.plan.project}/{replica.name}",
@@ -642,8 +621,7 @@ class Supervisor(Changeable):
             stdout=stdout,
             stderr=stderr,
         )
-        if self._project.started:
-            self._later(SLOW_START, self._slow_start, replica, replica.incarnation)
+        self._slowness.launched(replica)
 
     def open_books(self, plan: Plan) -> None:
         """Books for the replicas that have none yet."""
@@ -679,16 +657,19 @@ class Supervisor(Changeable):
 
     def _kill(self, replica: Replica, gently: bool) -> None:
         name = f"{replica.name}#{replica.incarnation}"
-        assert self._launcher is not None
         if gently:
-            self._launcher.kill(name, signal.SIGTERM)
+            self._signal(name, signal.SIGTERM)
             self._later(TERM_GRACE, self._end, name)
         else:
             self._end(name)
 
     def _end(self, name: str) -> None:
-        if self._launcher is not None:
-            self._launcher.kill(name, signal.SIGKILL)
+        self._signal(name, signal.SIGKILL)
+
+    def _signal(self, name: str, number: int) -> None:
+        for launcher in (self._launcher, self.guests):
+            if launcher is not None:
+                launcher.kill(name, number)  # those that do not know the name do nothing
 
     def _later(self, seconds: float, function: object, *arguments: object) -> None:
         now = self._loop.time()

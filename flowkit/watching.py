@@ -70,7 +70,8 @@ class Watching:
 
     def code_of(self, plan: Plan) -> dict[str, set[Path]]:
         """The files of each node's class."""
-        modules = {node.name: node.use.partition(":")[0] for node in plan.nodes}
+        own = [node for node in plan.nodes if not node.external]  # not an application's code
+        modules = {node.name: node.use.partition(":")[0] for node in own}
         known = {module: files_of(module, self._directory) for module in set(modules.values())}
         return {name: known[module] for name, module in modules.items()}
 

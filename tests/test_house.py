@@ -34,7 +34,8 @@ RANKS = {
     7: ["transport", "store", "journal", "claims", "rundir", "connectors"],
     8: ["runtime"],
     9: ["control", "launchers", "logs"],
-    10: ["report", "shares", "processes", "figures", "operations", "watching", "supervisor", "mp"],
+    10: ["report", "shares", "processes", "figures", "operations"]
+    + ["watching", "embedding", "attaching", "supervisor", "inprocess", "mp"],
     11: ["dashboard"],
     12: ["cli", "testing", "bench", "__main__"],
 }
@@ -71,7 +72,7 @@ HOMES = {
 FILE_METHODS = {"read_text", "read_bytes", "write_text", "write_bytes"}
 
 # Who may change what a signal does. Naming or sending one is free.
-SIGNAL_HOMES = ("launchers/", "supervisor.py", "runtime/child.py", "cli/up.py", "cli/pipe.py")
+SIGNAL_HOMES = ("launchers/", "runtime/child.py", "embedding.py", "cli/up.py", "cli/pipe.py")
 
 LONGEST = 700
 

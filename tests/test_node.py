@@ -190,10 +190,6 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         _with(x=In(int), on_x=takes, run=nothing),
         "has inputs and run.*; .*use @every for a timer",
     ),
-    "nothing that sends": (
-        _with(x=Out(int)),
-        r"has outputs, but nothing that could send; give it an In, a run\(\), an @every",
-    ),
     "timer of nothing": (lambda: every(0), "every.0.: an interval is longer than nothing"),
     "timer that goes back": (lambda: every(-1), r"every\(-1\)"),
     "timer of no time": (lambda: every("often"), r"every\('often'\): .*often"),
@@ -625,7 +621,6 @@ def test_a_handler_that_may_answer(answer: Any, returned: Any) -> None:
         (lambda: Call(int, int, retries=-1), "0 or more"),
         (lambda: Call(int, int, retries=True), "0 or more"),
         (lambda: Serve(int, int, concurrency=0), "at least one"),
-        (lambda: type("Alone", (Node,), {"x": Call(int, int)}), "nothing that could send"),
         (lambda: type("Mute", (Node,), {"x": Serve(int, int)}), "has no handler 'on_x'"),
         (lambda: type("Bad", (Node,), {"send_": Call(int, int), "node": Call(int, int)}), "name"),
     ],

@@ -53,7 +53,7 @@ def test_the_console_sessions_are_true(desk: Desk) -> None:
                 assert plain(output) == plain(expected), f"{session.where}: {command}"
 
 
-(RUNNING,) = (block for block in BLOCKS if "clicks.yaml" in block.text)
+(RUNNING,) = (block for block in BLOCKS if "scale parse=4" in block.text)
 
 
 @pytest.mark.e2e
@@ -157,8 +157,8 @@ def test_the_defaults_of_the_readme_are_the_defaults(
         line
         for line in FILES["everything.yaml"].splitlines()
         if not re.match(
-            r" +(replicas|restart|on_error|watchdog|env|delivery|when_full|window|transport):"
-            r"| +route: balance",
+            r" +(replicas|restart|on_error|watchdog|env|external|delivery|when_full|window):"
+            r"| +(transport|route: balance)",
             line,
         )
     )

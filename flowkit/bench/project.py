@@ -65,12 +65,16 @@ def run_project(
     words = Words()
 
     async def run() -> Report:
-        async with Supervisor(path, fresh=True, watcher=words) as project:
+        project = Supervisor(path, fresh=True, watcher=words)
+        try:
+            await project.start()
             beside = asyncio.ensure_future(meanwhile(project)) if meanwhile else None
             report = await project.wait()
             if beside is not None:
                 await beside
             return report
+        finally:
+            await project.close()
 
     report = asyncio.run(run())
     if report.exit:

@@ -178,8 +178,11 @@ async def _replay_alone(topology: str, numbers: list[int]) -> list[Replayed]:
             project.drain()
 
     project = Supervisor(topology, sources=False, watcher=Started())
-    async with project:
+    try:
+        await project.start()
         report = await project.wait()
+    finally:
+        await project.close()
     told = {answer.number for answer in answers}
     answers += [
         Replayed(number, f"not tried: {report.reason}") for number in numbers if number not in told

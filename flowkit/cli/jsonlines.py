@@ -32,7 +32,7 @@ class JsonLines(Screen):
 
     def begin(self, version: str, plan: Plan, url: str | None = None) -> None:
         self._plan = plan
-        count = sum(node.replicas for node in plan.nodes)
+        count = plan.processes
         replicas = f"{count} replica{'s' if count != 1 else ''}"
         text = f"flowkit {version}, {plan.project}, {replicas}"
         served = {"http": url} if url else {}

@@ -72,7 +72,7 @@ class Screen:
                 name = f"{node.name}.{replica}"
                 self._width = max(self._width, len(name))
                 self._colours[name] = colour
-        count = sum(node.replicas for node in plan.nodes)
+        count = plan.processes
         replicas = f"{count} replica{'s' if count != 1 else ''}"
         metrics = f" · metrics {url}/metrics" if url else ""
         self._print(Text(f"flowkit {version} · {plan.project} · {replicas}{metrics}"))
@@ -95,8 +95,12 @@ class Screen:
         names = [
             f"{node.name}.0" if node.replicas == 1 else f"{node.name}.0-{node.replicas - 1}"
             for node in self._plan.nodes
+            if not node.external
         ]
         self._line(SUPERVISOR, f"{' '.join(names)} ready in {human_seconds(seconds)}")
+        external = [node.name for node in self._plan.nodes if node.external]
+        if external:
+            self._line(SUPERVISOR, f"applications attach {', '.join(external)}")
         self.on_ready(seconds)
 
     def died(self, event: Died, budget: int | None) -> None:

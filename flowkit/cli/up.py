@@ -22,6 +22,7 @@ from flowkit.cli.relay import relayed
 from flowkit.cli.show import Screen
 from flowkit.clock import monotonic
 from flowkit.control.door import listen, listen_somewhere
+from flowkit.embedding import Signals
 from flowkit.errors import OperatorError
 from flowkit.report import Report
 from flowkit.runtime.planning import load_plan
@@ -124,12 +125,18 @@ def command(
     if not no_http:
         listening = listen(http) if http is not None else listen_somewhere()
     supervisor = Supervisor(
-        plan, in_process=in_process, resume=resume, fresh=fresh, watcher=screen, http=listening
+        plan,
+        in_process=in_process,
+        resume=resume,
+        fresh=fresh,
+        watcher=screen,
+        http=listening,
+        drain_timeout=drain_timeout,
     )
     with terminal.without_control_echo(), relayed(screen) if in_process else nullcontext():
         notice = detached.Notice(notify) if notify is not None else None
         url = listening.url if listening else None
-        report = asyncio.run(_run(supervisor, screen, url, drain_timeout, watch, notice))
+        report = asyncio.run(_run(supervisor, screen, url, watch, notice))
     screen.end(report, supervisor.state_directory)
     if report_file is not None:
         text = json.dumps(report.as_dict(), indent=2) + "\n"
@@ -155,58 +162,48 @@ async def _run(
     supervisor: Supervisor,
     screen: Screen,
     url: str | None,
-    drain_timeout: float,
     watch: bool,
     notice: detached.Notice | None = None,
 ) -> Report:
-    loop = asyncio.get_running_loop()
-    asked = False
-
-    def interrupted() -> None:
-        nonlocal asked
-        if asked:
-            supervisor.kill()
-        else:
-            asked = True
-            supervisor.drain(drain_timeout)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupted)
-    screen.on_broken = interrupted
+    signals = Signals(supervisor, supervisor.drain_timeout)
+    screen.on_broken = signals.interrupt
     began = monotonic()
 
     def give_notice(seconds: float) -> None:
         assert notice is not None
         screen.quiet = True
-        count = sum(node.replicas for node in supervisor.plan.nodes)
-        notice.give(supervisor.plan.project, count, seconds, supervisor.state_directory)
+        notice.give(
+            supervisor.plan.project, supervisor.plan.processes, seconds, supervisor.state_directory
+        )
 
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # as replicas do
     if notice is not None:
-        loop.add_signal_handler(signal.SIGHUP, notice.reopen)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, notice.reopen)
     if notice is not None and notice.when == "ready":
         screen.on_ready = give_notice
     beside: list[asyncio.Task[None]] = []
     try:
-        async with supervisor:
-            # Not before it is sure that there is a run; nothing has come of it yet.
-            screen.begin(__version__, supervisor.plan, url)
-            if notice is not None and notice.when == "started":
-                give_notice(monotonic() - began)
-            if screen.live:
-                beside.append(asyncio.create_task(_show(supervisor, screen)))
-            if watch:
-                beside.append(asyncio.create_task(supervisor.watch()))
-            report = await supervisor.wait()
+        signals.install()
+        await supervisor.start()
+        # Not before it is sure that there is a run; nothing has come of it yet.
+        screen.begin(__version__, supervisor.plan, url)
+        if notice is not None and notice.when == "started":
+            give_notice(monotonic() - began)
+        if screen.live:
+            beside.append(asyncio.create_task(_show(supervisor, screen)))
+        if watch:
+            beside.append(asyncio.create_task(supervisor.watch()))
+        return await supervisor.wait()
     finally:
+        await supervisor.close()
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
         screen.stop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.remove_signal_handler(number)
+        signals.remove()
+        if notice is not None:
+            asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
         faulthandler.unregister(signal.SIGUSR1)
-    return report
 
 
 async def _show(supervisor: Supervisor, screen: Screen) -> None:

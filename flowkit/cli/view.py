@@ -30,6 +30,7 @@ STYLES = {
     "waiting": "cyan",
     "stopping": "blue",
     "stopped": "bright_black",
+    "absent": "magenta",
     "done": "bright_black",
     "lost": "red",
 }

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -150,6 +150,16 @@ class AsyncClient(Correspondence):
             await asyncio.sleep(0.02)  # nothing tells when somebody else's process ends
         return report
 
+    # -- attaching: see `flowkit.attaching` -----------------------------------------------------
+
+    def attach(self, wanted: arguments.Attach) -> AsyncGenerator[bytes | Skipped, None]:
+        """Ask for a place: yields the spec of the replica, and ends when it is to leave."""
+        return self.stream("attach", wanted, bytes)
+
+    async def detach(self, wanted: arguments.Detach) -> bool:
+        """Let a replica leave that was attached; see `Guests.detach`."""
+        return await self._ask("detach", wanted, bool)
+
     # -- life ----------------------------------------------------------------------------------
 
     async def close(self) -> None:
@@ -178,7 +188,7 @@ class AsyncClient(Correspondence):
 
     async def stream(
         self, verb: str, wanted: msgspec.Struct, kind: type[T]
-    ) -> AsyncIterator[T | Skipped]:
+    ) -> AsyncGenerator[T | Skipped, None]:
         """What a command yields, and where something was left out."""
         id, words = self._begin(verb, wanted)
         try:

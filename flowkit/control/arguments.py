@@ -75,6 +75,30 @@ class Level(Struct):
     replica: int | None = None
 
 
+class Attach(Struct):
+    """Run a replica of an external node: the one that `name` names, else the one whose class is
+    called `cls`. It has the channels `inputs` and `outputs`, and lives in process `pid`. With
+    `wait` until there is a place."""
+
+    name: str
+    cls: str
+    inputs: list[str]
+    outputs: list[str]
+    pid: int
+    wait: bool = False
+
+
+class Detach(Struct):
+    """Let an attached replica leave with nothing in hand, within `timeout` seconds; or say why it
+    has failed (`error`)."""
+
+    node: str
+    replica: int
+    incarnation: int
+    timeout: float
+    error: str = ""
+
+
 class Replay(Struct):
     """Try dead letters again, by their numbers."""
 

@@ -227,6 +227,21 @@ async def stop(desk: Desk, wanted: arguments.OfNode, reply: Reply) -> Changed:
     return _changed(desk, "stopped", await change(wanted.node), wanted.node)
 
 
+@command("attach", arguments.Attach)
+async def attach(desk: Desk, wanted: arguments.Attach, reply: Reply) -> str:
+    """Run a replica of an external node: yields its spec, and ends when it is to leave."""
+    attach_guest = _ability(desk, "guests").attach
+    reply.opened(None)
+    return await attach_guest(wanted, reply.offer)  # type: ignore[no-any-return]
+
+
+@command("detach", arguments.Detach, change=True)
+async def detach(desk: Desk, wanted: arguments.Detach, reply: Reply) -> bool:
+    """Let an attached replica leave with nothing in hand. False if it ends by itself, since the
+    project does."""
+    return await _ability(desk, "guests").detach(wanted)  # type: ignore[no-any-return]
+
+
 @command("start", arguments.OfNode, change=True)
 async def start(desk: Desk, wanted: arguments.OfNode, reply: Reply) -> Changed:
     """Start a node that was stopped."""
@@ -315,12 +330,12 @@ async def down(desk: Desk, wanted: arguments.Down, reply: Reply) -> Ended:
 # -- what they share
 
 
-def _ability(desk: Desk, name: str) -> Callable[..., Any]:
+def _ability(desk: Desk, name: str) -> Any:
     method = getattr(desk.project, name, None)
     if method is None:
         text = f"this version of flowkit cannot do that ('{name}')"
         raise Denial(requests.NOT_SUPPORTED, text)
-    return method  # type: ignore[no-any-return]
+    return method
 
 
 def _check_node(desk: Desk, node: str) -> None:

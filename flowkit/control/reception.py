@@ -12,7 +12,8 @@ from flowkit.control.places import leave_contact
 from flowkit.control.recorder import Recorder
 from flowkit.control.records import RunRecord
 from flowkit.control.server import ControlServer
-from flowkit.protocol.project import Replica
+from flowkit.control.watcher import vacancy
+from flowkit.protocol.project import Replica, Vacated
 from flowkit.rundir import RunDirectory
 from flowkit.topology.plan import Plan
 
@@ -44,7 +45,7 @@ class Reception:
             run=run,
             started=wall(),
             state="starting",
-            replicas=sum(node.replicas for node in plan.nodes),
+            replicas=plan.processes,
             nodes=[node.name for node in plan.nodes],
         )
         self.recorder = Recorder(place.state, record, lambda index: _name_of(project, index))
@@ -64,8 +65,14 @@ class Reception:
 
     def replanned(self, plan: Plan) -> None:
         """The project has other nodes, or other numbers of replicas."""
-        count = sum(node.replicas for node in plan.nodes)
-        self.recorder.resized(count, [node.name for node in plan.nodes])
+        self.recorder.resized(plan.processes, [node.name for node in plan.nodes])
+
+    def vacated(self, event: Vacated, note: Callable[[str], None]) -> None:
+        """An application has gone; the operator is to `note` it unless that was in order."""
+        if event.orderly:
+            self.recorder.detached(event)
+        else:
+            note(vacancy(event))
 
     def ended(self, report: dict[str, Any]) -> None:
         """The project has ended; `report` as `up --report` writes it."""

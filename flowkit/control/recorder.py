@@ -81,8 +81,16 @@ class Recorder:
     def launched(self, replica: core.Replica, pid: int) -> None:
         """The process of a replica has started."""
         again = replica.incarnation > 1
+        if replica.external:
+            text = f"{replica.name} was attached by process {pid}"
+            self._of_replica("attached", text, replica, "INFO", pid=pid)
+            return
         text = f"{replica.name} {'was started again' if again else 'was started'} (pid {pid})"
         self._of_replica("restarted" if again else "started", text, replica, "INFO", pid=pid)
+
+    def detached(self, event: core.Vacated) -> None:
+        """An application has left in order."""
+        self._of_replica("detached", watcher.vacancy(event), event.replica, "INFO")
 
     def died(self, event: core.Died, budget: int | None) -> None:
         name, level = "died", "WARNING"

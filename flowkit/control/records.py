@@ -11,6 +11,8 @@ draining       the sources were told to stop (in_flight)
 ended          the project has ended (status, reason, exit, seconds)
 started        a replica was started for the first time (pid)
 restarted      a replica was started again (pid)
+attached       an application runs a replica (pid)
+detached       the application has let it go, in order
 died           a replica has died and will be started again (code, delay)
 finished       a replica has reached the end of its stream, and begins again (code, delay)
 given-up       a replica has died and will not be started again (code)

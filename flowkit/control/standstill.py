@@ -48,7 +48,8 @@ class Standstill:
             inputs = _inputs_of(plan, replica.node)
             where = f" in on_{inputs[handler - 1]}" if 0 < handler <= len(inputs) else ""
             seconds = turned[key][1]
-            self._killed[name] = f"did not turn its loop for {seconds:g} s{where} and was killed"
+            then = "counts as dead" if replica.external else "was killed"
+            self._killed[name] = f"did not turn its loop for {seconds:g} s{where} and {then}"
             self._kill(name)
 
     def epitaph(self, name: str) -> str | None:

@@ -176,6 +176,12 @@ def how_it_ended(code: int, error: str | None) -> str:
     return f"failed with exit code {code}"
 
 
+def vacancy(event: core.Vacated) -> str:
+    """Which application has left, and what becomes of what its replica had."""
+    text = f"{event.replica.name}: its application {event.reason}"
+    return text if event.orderly else f"{text}; what it had in hand goes to others, or waits"
+
+
 def poison(event: core.Poisoned, link: str) -> str:
     """Which message is given up, and why."""
     name = message_id(event.message.id, event.message.index)

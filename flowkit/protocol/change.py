@@ -273,7 +273,8 @@ class Change(Operation):
                 self._ask(replica)
 
     def _rests(self, replica: Replica) -> bool:
-        return replica.done or self._rest.get(replica) == replica.incarnation
+        absent = replica.absent  # it holds nothing, and is told when it comes
+        return replica.done or absent or self._rest.get(replica) == replica.incarnation
 
     def _restless(self) -> list[Replica]:
         """Those that are to rest, and do not."""
@@ -406,7 +407,8 @@ class Change(Operation):
     def _applied(self) -> bool:
         """Whether everybody has the new links, and whoever was to be started is ready."""
         return not any(self._waits_for(one) for one in self._awaited) and all(
-            replica.phase in (Phase.READY, Phase.DONE, Phase.STOPPED) and not replica.leaving
+            (replica.phase in (Phase.READY, Phase.DONE, Phase.STOPPED) or replica.absent)
+            and not replica.leaving
             for replica in self._present()
             if replica in self.added or replica.node in self._renewed
         )

@@ -170,6 +170,29 @@ class Departure(Operation):
         self._project.tell(self.replica, control.Rest(self._round, leaving=True))
 
 
+class Withdrawal(Departure):
+    """An external replica leaves with its application; it is over when the replica has left."""
+
+    def __init__(self, project: Project, replica: Replica, limit: float) -> None:
+        super().__init__(project, replica, again=True, limit=limit)
+
+    def begin(self, now: float) -> None:
+        if self.replica.phase is Phase.READY:
+            super().begin(now)
+        else:
+            self._project.complete()  # it holds nothing
+
+    def ended(self, replica: Replica) -> None:
+        super().ended(replica)
+        if replica is self.replica and self.step is Step.STARTING:
+            self._project.complete()
+
+    def died(self, replica: Replica, reason: str) -> None:
+        super().died(replica, reason)
+        if replica is self.replica:
+            self._project.complete()
+
+
 class Arrival(Operation):
     """A replica that was stopped is started again."""
 

@@ -62,6 +62,8 @@ class Member(NamedTuple):
     """Number of replica 0 in the project."""
     begins: bool = False
     """Whether it reads from foreign peers, so that streams begin in it, too."""
+    external: bool = False
+    """Whether its replicas are run by applications that attach them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -102,6 +104,10 @@ class Replica:
     """Whether this incarnation was told to `Start`."""
     begins: bool = False
     """Whether a stream begins in it: it is told when to start, and when to stop."""
+    external: bool = False
+    """Whether an application runs it, or is to."""
+    absent: bool = False
+    """Whether it is external, and no application has taken the incarnation that waits for one."""
     edition: int = 0
     """Which links the incarnation was launched with, or told of."""
 

@@ -14,6 +14,11 @@ What the operator wants of a replica (`Wanted`) stands above the restart policy:
 DOWN becomes STOPPED and not started again, one that is to be GONE runs its orderly end and is
 REMOVED, and one that was told to leave for another incarnation is no death. Such changes are
 `Operation`s, one at a time: see `flowkit.protocol.departure` and `flowkit.protocol.change`.
+
+A replica may be *external*: nobody's child, but attached by an application. Launching it is an
+offer. Until an application takes it, the incarnation is STARTING and `absent`: nobody waits for it
+to be ready, and it ends with its producers. It counts as dead when its session is lost; that is the
+application's business and not the restart policy's: the next incarnation is offered at once.
 """
 
 from __future__ import annotations
@@ -93,6 +98,15 @@ class Died(NamedTuple):
     ends: bool = False
 
 
+class Vacated(NamedTuple):
+    """Tell the operator: the application that ran an external replica has gone. `orderly` if
+    nothing of it was left in hand."""
+
+    replica: Replica
+    reason: str
+    orderly: bool
+
+
 class Over(NamedTuple):
     """Every replica has ended; the project's status says how."""
 
@@ -117,7 +131,18 @@ class Completed(NamedTuple):
 
 
 Action = (
-    Launch | Tell | Kill | Bury | Poisoned | Started | Died | Over | Adopt | Restore | Completed
+    Launch
+    | Tell
+    | Kill
+    | Bury
+    | Poisoned
+    | Started
+    | Died
+    | Vacated
+    | Over
+    | Adopt
+    | Restore
+    | Completed
 )
 
 
@@ -221,6 +246,7 @@ class Project:
         for replica in self.replicas.values():
             replica.launch_at = now
         self.tick(now)
+        self._check_started()
 
     def tick(self, now: float) -> None:
         """Call when `wake_at` has come."""
@@ -237,7 +263,10 @@ class Project:
                 replica.leaving = replica.introduced = replica.begun = False
                 replica.edition = self.edition
                 replica.ended = False
+                replica.absent = replica.external
                 self.actions.append(Launch(replica))
+        if any(replica.absent for replica in self.replicas.values()):
+            self._settle_stopped()
 
     @property
     def wake_at(self) -> float | None:
@@ -246,6 +275,11 @@ class Project:
         if self.operation is not None:
             times.append(self.operation.deadline)
         return min((time for time in times if time is not None), default=None)
+
+    def attached(self, replica: Replica, incarnation: int) -> None:
+        """An application has taken an external replica; `ready` follows, or `exited`."""
+        if replica.incarnation == incarnation:
+            replica.absent = False
 
     def ready(self, node: str, number: int, incarnation: int, addresses: Mapping[int, str]) -> bool:
         """A replica has set itself up. False if it is not the one that should speak: ignore it."""
@@ -265,10 +299,8 @@ class Project:
             self.introduce(replica)
         if self.started:
             self.start_sources()
-        elif all(other.phase is Phase.READY for other in self.replicas.values()):
-            self.started = True
-            self.actions.append(Started())
-            self.start_sources()
+        else:
+            self._check_started()
         if self.draining and replica.begins:
             self.tell(replica, control.Drain())
         if self.operation is not None:
@@ -329,6 +361,7 @@ class Project:
             return
         was = replica.phase
         replica.addresses = {}
+        replica.absent = False
         if self.status is not Status.RUNNING:
             # Nobody takes over what it had in hand: in the books that stays in flight.
             replica.phase = Phase.LOST
@@ -347,7 +380,12 @@ class Project:
                 replica.trying = True
                 replica.phase = Phase.WAITING
                 replica.launch_at = now
+            if replica.external:
+                self.actions.append(Vacated(replica, "has left in order", orderly=True))
             self._left(replica)
+            return
+        if replica.external:
+            self._vacated(replica, error or "has left", now)
             return
         asked = replica.trying or not self.started
         if was is Phase.STARTING and code == CONFIGURATION and asked:
@@ -391,6 +429,16 @@ class Project:
             self._fail(status, told)
         else:
             self._fail(status, f"{replica.name} was given up: {reason}")
+
+    def _vacated(self, replica: Replica, reason: str, now: float) -> None:
+        """The application has gone without a word: its place is offered again."""
+        self._buried(replica, done=False)
+        replica.phase = Phase.WAITING
+        replica.restarts += 1
+        replica.launch_at = now
+        self.actions.append(Vacated(replica, reason, orderly=False))
+        if self.operation is not None:
+            self.operation.died(replica, "")
 
     def _buried(self, replica: Replica, done: bool) -> None:
         self.actions.append(Bury(replica, replica.incarnation))
@@ -471,12 +519,12 @@ class Project:
         replica = self.replicas.get((member.name, number))
         if replica is None:
             replica = Replica(member.name, number, state, member.source, member.stateful)
-            replica.origin = origin
+            replica.origin, replica.external = origin, member.external
             replica.begins = member.source or member.begins
             self.replicas[member.name, number] = replica
             return replica
         replica.restart, replica.source, replica.stateful = state, member.source, member.stateful
-        replica.begins = member.source or member.begins
+        replica.begins, replica.external = member.source or member.begins, member.external
         replica.phase, replica.wanted = Phase.WAITING, Wanted.UP
         replica.discarded = replica.known = False
         replica.life += 1
@@ -539,18 +587,31 @@ class Project:
 
     # -- inside --------------------------------------------------------------------------------
 
+    def _check_started(self) -> None:
+        """Everybody is ready, but for those whom nobody waits for: sources begin."""
+        if self.started or not all(
+            one.phase is Phase.READY or one.external for one in self.replicas.values()
+        ):
+            return
+        self.started = True
+        self.actions.append(Started())
+        self.start_sources()
+
     def _settle_stopped(self) -> None:
-        """A stopped replica ends with its producers: nothing waits for it. A stopped source ends
-        when the project is drained."""
+        """A replica that is stopped, or absent, ends with its producers: nothing waits for it. If
+        it is a source it ends when the project is drained."""
         moved = True
         while moved:
             moved = False
             for replica in self.replicas.values():
-                if replica.phase is not Phase.STOPPED:
+                if replica.phase is not Phase.STOPPED and not replica.absent:
                     continue
                 producers = self.producers_of(replica.node)
                 ended = self.draining or not replica.begins
                 if ended and all(one.done for one in producers):
+                    if replica.absent:
+                        replica.absent = False
+                        self.actions.append(Kill(replica))  # the offer
                     replica.phase = Phase.ENDED
                     self._announce(replica, replica.incarnation, done=True)
                     moved = True
@@ -569,7 +630,11 @@ class Project:
     def _kill_all(self) -> None:
         for replica in self.replicas.values():
             replica.launch_at = None
-            if replica.phase in (Phase.STARTING, Phase.READY, Phase.DONE):
+            if replica.absent:
+                replica.absent = False
+                replica.phase = Phase.ENDED
+                self.actions.append(Kill(replica))
+            elif replica.phase in (Phase.STARTING, Phase.READY, Phase.DONE):
                 self.actions.append(Kill(replica))
             elif replica.phase is Phase.WAITING:
                 replica.phase = Phase.LOST

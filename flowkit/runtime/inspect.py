@@ -101,7 +101,7 @@ def ask(
 
 def _questions(topology: Topology) -> Questions:
     nodes = [
-        NodeQuestion(name, node.use, plain(node.with_), retyped(node.with_))
+        NodeQuestion(name, node.use, plain(node.with_), retyped(node.with_), node.external)
         for name, node in topology.nodes.items()
         if node.use
     ]

@@ -139,10 +139,17 @@ def _import(question: NodeQuestion, failed: set[str]) -> tuple[NodeInfo | None, 
     else:
         try:
             info = describe(found)
-            if not info.abstract:
-                return info, []
             code = "E302"
-            message, hint = _abstract(use, info)
+            if info.abstract:
+                message, hint = _abstract(use, info)
+            elif info.silent and not question.external:
+                message = f"'{use}' has outputs, but nothing that could send"
+                hint = (
+                    "give it an In, a run(), an @every timer, or make it a Source; or let an "
+                    "application attach it: 'external: true'"
+                )
+            else:
+                return info, []
         except DeclarationError as error:
             code = "E302"
             message, hint = f"'{use}' is not a node class", error.hint
@@ -254,6 +261,8 @@ def _answer(channel: In[Any] | Call[Any, Any]) -> str:
 
 def _settings(question: NodeQuestion, info: NodeInfo) -> tuple[dict[str, Any], list[Finding]]:
     """The settings to run with, as plain data, and what is wrong with them."""
+    if question.external:
+        return {}, []
     known = {setting.name: setting for setting in info.settings()}
     chosen = {
         name: _choose(known.get(name), value, question.substituted.get(name))

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from flowkit.errors import Problem, TopologyError
 from flowkit.runtime.inspect import inspect
-from flowkit.topology.check import check
+from flowkit.topology import check as graph
+from flowkit.topology.code import Topology as Made
 from flowkit.topology.facts import Inspection
 from flowkit.topology.loader import load
 from flowkit.topology.model import Topology
@@ -17,21 +18,36 @@ from flowkit.topology.plan import Plan, make_plan
 from flowkit.topology.render import in_order
 
 
-def examine(
-    path: str, environ: Mapping[str, str], cwd: str
-) -> tuple[Topology | None, Inspection, list[Problem]]:
-    """Load and check the topology file at `path`: what was understood, and every problem.
+def check(topology: str | os.PathLike[str] | Made) -> list[Problem]:
+    """Every problem of a topology, a file or one made in Python; nothing of it is run.
 
-    User code is imported in a child process, in which `cwd` is importable. `path` is relative to
+    Its node classes are imported in a child process, in which the current directory is importable.
+    """
+    given = topology if isinstance(topology, Made) else os.fspath(topology)
+    return examine(given, os.environ, os.getcwd())[2]
+
+
+def examine(
+    given: str | Made, environ: Mapping[str, str], cwd: str
+) -> tuple[Topology | None, Inspection, list[Problem]]:
+    """Load and check a topology file, or one made in Python: what was understood, and every
+    problem.
+
+    User code is imported in a child process, in which `cwd` is importable. A path is relative to
     the process's own current directory.
     """
-    topology, problems = load(path, environ)
+    topology: Topology | None
+    if isinstance(given, Made):
+        topology, problems = given.read(environ)
+    else:
+        topology, problems = load(given, environ)
     inspection = Inspection()
     if topology is not None:
         inspection = inspect(topology, environ, cwd)
-        found = check(topology, inspection, readable=not problems)
+        found = graph.check(topology, inspection, readable=not problems)
         problems += [_elsewhere(problem, topology.path, cwd) for problem in found]
     # The file itself before what it includes.
+    path = topology.shown if topology is not None else given
     problems.sort(key=lambda problem: problem.path != path)
     return topology, inspection, in_order(problems)
 
@@ -49,9 +65,10 @@ def _elsewhere(problem: Problem, path: str, cwd: str) -> Problem:
     return dataclasses.replace(problem, hint=f"{file} is in {place}; run flowkit there: cd {place}")
 
 
-def load_plan(path: str, environ: Mapping[str, str], cwd: str) -> Plan:
-    """The plan of the topology file at `path`; TopologyError with every problem if it has any."""
-    topology, inspection, problems = examine(path, environ, cwd)
+def load_plan(given: str | Made, environ: Mapping[str, str], cwd: str) -> Plan:
+    """The plan of a topology file, or of one made in Python; TopologyError with every problem if it
+    has any."""
+    topology, inspection, problems = examine(given, environ, cwd)
     if problems or topology is None:
         raise TopologyError(problems)
     return make_plan(topology, inspection)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import NamedTuple
+
 import msgspec
 
 from flowkit.protocol.events import Identity, Terms
-from flowkit.topology.plan import LinkPlan, NodePlan
+from flowkit.protocol.members import Replica
+from flowkit.topology.plan import LinkPlan, NodePlan, Plan
+
+JOURNALS, STORE = "journals", "flowkit.db"
+"""What is kept in the state directory."""
 
 
 class ReplicaSpec(msgspec.Struct, frozen=True):
@@ -53,6 +60,49 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
             self.origin or self.node.origin + self.replica,
             self.life,
         )
+
+
+class Surroundings(NamedTuple):
+    """What the specs of a run have in common."""
+
+    run: str
+    token: str
+    control: str
+    run_directory: Path
+    state: Path
+
+
+def describe(
+    plan: Plan,
+    replica: Replica,
+    around: Surroundings,
+    books: Path,
+    levels: dict[str, int],
+    boxed: bool,
+) -> ReplicaSpec:
+    """What the present incarnation of a replica is to be told, with a black box beside its `books`
+    if it is `boxed`."""
+    node = plan.node(replica.node)
+    return ReplicaSpec(
+        project=plan.project,
+        run=around.run,
+        token=around.token,
+        node=node,
+        replica=replica.number,
+        incarnation=replica.incarnation,
+        inputs=[link for link in plan.links if link.target == node.name],
+        outputs=[link for link in plan.links if link.source == node.name],
+        control=around.control,
+        run_directory=str(around.run_directory),
+        books=str(books),
+        journals=str(around.state / JOURNALS),
+        store=str(around.state / STORE),
+        durable=any(link.durable and link.fsync == "group" for link in plan.links),
+        box=str(books.with_suffix(".box")) if boxed else "",
+        levels=levels,
+        origin=replica.origin,
+        life=replica.life,
+    )
 
 
 def terms_of(link: LinkPlan) -> Terms:

@@ -157,6 +157,7 @@ _NODE = {
     "on_error": "on_error",
     "watchdog": "watchdog",
     "endpoints": "endpoints",
+    "external": "external",
 }
 """Members of a `NodePlan` that only a new process takes in, and their names in the file."""
 

@@ -21,6 +21,15 @@ MOST_COMPARISONS = 20_000
 """Names that are compared to find what a misspelt node may have meant: about a second's worth."""
 
 
+_OF_PROCESSES = {
+    "with": "the application builds the node",
+    "env": "the application has an environment of its own",
+    "restart": "the application starts itself",
+    "blocked": "the application watches its own loop",
+}
+"""Keys of a node that say how its processes are run."""
+
+
 @dataclass(frozen=True, slots=True)
 class End:
     """One end of a link: ``node.channel`` and where it is written."""
@@ -66,6 +75,8 @@ def check(topology: Topology, inspection: Inspection, readable: bool = True) -> 
         if finding.part:
             place = place.within(finding.part)
         problems.append(place.problem(finding.code, finding.message, finding.hint))
+    for name in topology.nodes:
+        graph.external(name)
     for index, link in enumerate(topology.links):
         graph.options(index, link)
         graph.link(index)
@@ -92,6 +103,23 @@ class _Graph:
 
     def say(self, place: Place, code: str, message: str, hint: str = "") -> None:
         self.problems.append(place.problem(code, message, hint))
+
+    # -- one node ----------------------------------------------------------------------------
+
+    def external(self, name: str) -> None:
+        """Keys of a node that have no meaning where an application runs it."""
+        node = self.topology.nodes[name]
+        if not node.external:
+            return
+        for key, why in _OF_PROCESSES.items():
+            at: Path = ("nodes", name, key)
+            if at in self.topology.marks.keys:
+                self.say(
+                    self.topology.marks.key(at),
+                    "E115",
+                    f"'{key}' has no meaning with external: {why}",
+                    f"remove '{key}', or 'external'",
+                )
 
     # -- one link ----------------------------------------------------------------------------
 

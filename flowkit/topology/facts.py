@@ -68,12 +68,13 @@ class Finding(Struct, frozen=True):
 
 class NodeQuestion(Struct, frozen=True):
     """A node to look at. `substituted` is `settings` read as if written without quotes, where a
-    setting holds the value of a ``${VAR}``."""
+    setting holds the value of a ``${VAR}``. An `external` one is built by an application."""
 
     name: str
     use: str
     settings: dict[str, Any]
     substituted: dict[str, Any]
+    external: bool = False
 
 
 class LinkQuestion(Struct, frozen=True):

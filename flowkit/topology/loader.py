@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from flowkit.errors import Problem
+from flowkit.errors import Problem, TopologyError
 from flowkit.topology import names
 from flowkit.topology.model import EndpointModel, LinkModel, NodeModel, Part, Top, Topology, what
+from flowkit.topology.render import in_order
 from flowkit.topology.source import Marks, Path, Place, SourceText
 from flowkit.topology.tree import Items, Scalar, Table, Tree, parse
 from flowkit.topology.validation import unknown_key, validate
@@ -44,8 +45,33 @@ def load(path: str, environ: Mapping[str, str]) -> tuple[Topology | None, list[P
     return reader.read(path), reader.problems
 
 
+def assemble(
+    parts: Parts, topology: Topology, environ: Mapping[str, str]
+) -> tuple[Topology, list[Problem]]:
+    """Read the sections `parts` into `topology`, which is named and empty; with every problem."""
+    reader = _Reader(environ)
+    reader.merged = parts
+    problems = reader.problems
+    named = {"project": topology.project}
+    problems += validate(Top, named, topology.marks, (), "")[1]
+    reader.fill(topology, Builder(environ, topology.marks, problems))
+    return topology, problems
+
+
+def load_parts(path: str, environ: Mapping[str, str]) -> tuple[Parts, Topology]:
+    """The sections of the topology file at `path` and what it includes, as they are written.
+
+    Raises TopologyError if the file has problems.
+    """
+    reader = _Reader(environ)
+    topology = reader.read(path)
+    if topology is None or reader.problems:
+        raise TopologyError(in_order(reader.problems))
+    return reader.merged, topology
+
+
 @dataclass(slots=True)
-class _Merged:
+class Parts:
     """The sections of all files: for each entry the tree and where its key stands."""
 
     nodes: dict[str, tuple[Place, Tree]] = field(default_factory=dict)
@@ -58,7 +84,7 @@ class _Reader:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = environ
         self.problems: list[Problem] = []
-        self.merged = _Merged()
+        self.merged = Parts()
         self._done: set[str] = set()
 
     def read(self, shown: str) -> Topology | None:
@@ -75,7 +101,7 @@ class _Reader:
         project = top.project or self._stem(shown, whole)
         topology = Topology(os.path.abspath(shown), shown, project, marks)
         topology.files = sorted(self._done)
-        self._fill(topology, builder)
+        self.fill(topology, builder)
         return topology
 
     # -- one file ----------------------------------------------------------------------------
@@ -173,7 +199,7 @@ class _Reader:
             if name in sections:
                 continue
             if name not in fields:
-                self.problems.append(unknown_key(key.place, "top", "", name, fields))
+                self.problems.append(unknown_key(key.place, "", name, fields))
             elif name == "project" and not main:
                 self.problems.append(
                     key.place.problem(
@@ -193,7 +219,7 @@ class _Reader:
             )
         if isinstance(plain_keys.get("include"), str):
             plain_keys["include"] = [plain_keys["include"]]
-        top, problems = validate(Top, plain_keys, marks, (), "top", "")
+        top, problems = validate(Top, plain_keys, marks, (), "")
         self.problems += problems
         return top
 
@@ -289,14 +315,14 @@ class _Reader:
 
     # -- the entries -------------------------------------------------------------------------
 
-    def _fill(self, topology: Topology, builder: Builder) -> None:
+    def fill(self, topology: Topology, builder: Builder) -> None:
         """Read and check the entries of all sections."""
         marks = topology.marks
         environment = {}
         for name, (place, tree) in self.merged.env.items():
             marks.keys[("env", name)] = place
             environment[name] = builder.build(tree, ("env", name))
-        top, problems = validate(Top, {"env": environment}, marks, (), "top", "")
+        top, problems = validate(Top, {"env": environment}, marks, (), "")
         self.problems += problems
         topology.env = top.env
         for name, (place, tree) in self.merged.nodes.items():
@@ -349,6 +375,6 @@ class _Reader:
                 )
             )
             return None
-        part, problems = validate(model, data, marks, path, kind, label)
+        part, problems = validate(model, data, marks, path, label)
         self.problems += problems
         return part

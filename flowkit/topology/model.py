@@ -313,6 +313,9 @@ class NodeModel(Part):
     watchdog: PositiveSeconds = Field(
         30.0, description="A replica whose event loop does not turn for so long is killed."
     )
+    external: Annotated[bool, BeforeValidator(_flag)] = Field(
+        False, description="Whether an application runs it: with flowkit.attach, on its own loop."
+    )
     blocked: Seconds = Field(
         1.0, description="What holds the event loop for so long is logged with its stack; 0: never."
     )
@@ -530,13 +533,6 @@ class Top(Part):
     env: Environment = Field(
         default_factory=dict, description="Environment variables of all nodes' processes."
     )
-
-
-KNOWN_LATER = {
-    "node": {"external": "nodes attached by an embedding application"},
-    "link": {},
-}
-"""Keys that belong to the format, but to features that this version does not have."""
 
 
 @dataclasses.dataclass(slots=True)

@@ -96,6 +96,8 @@ class NodePlan(Struct, frozen=True):
     source: bool
     positions: bool
     """Whether it reads from positions, so that what was in flight when it died is read again."""
+    external: bool = False
+    """Whether applications run its replicas."""
     blocked: float = 1.0
     """Seconds after which a handler that holds the event loop is shown; 0: never."""
     inputs: list[str] = field(default_factory=list)
@@ -165,6 +167,11 @@ class Plan(Struct, frozen=True):
     files: list[str] = field(default_factory=list)
     """The topology file and what it includes."""
 
+    @property
+    def processes(self) -> int:
+        """How many replicas it has that are not run by applications."""
+        return sum(node.replicas for node in self.nodes if not node.external)
+
     def node(self, name: str) -> NodePlan:
         """The node called `name`; KeyError if there is none."""
         for node in self.nodes:
@@ -201,6 +208,7 @@ def make_plan(topology: Topology, inspection: Inspection) -> Plan:
                 positions=facts.positions,
                 source=facts.source,
                 blocked=model.blocked,
+                external=model.external,
                 inputs=[channel.name for channel in facts.inputs],
                 outputs=[channel.name for channel in facts.outputs],
                 endpoints=_endpoints(topology, name, facts),
@@ -216,7 +224,9 @@ def make_plan(topology: Topology, inspection: Inspection) -> Plan:
         path=topology.path,
         nodes=nodes,
         links=links,
-        modules=list(dict.fromkeys(node.use.partition(":")[0] for node in nodes)),
+        modules=list(
+            dict.fromkeys(node.use.partition(":")[0] for node in nodes if not node.external)
+        ),
         env=topology.env,
         files=topology.files,
     )

@@ -66,6 +66,7 @@ _FORMS: dict[tuple[type[BaseModel], str], dict[str, Any]] = {
     (NodeModel, "restart"): {"$ref": "#/$defs/restart"},
     (NodeModel, "on_error"): {"$ref": "#/$defs/on_error"},
     (NodeModel, "watchdog"): _duration(positive=True),
+    (NodeModel, "blocked"): _duration(positive=False),
     (NodeModel, "env"): {"$ref": "#/$defs/env"},
     (Restart, "max"): _either(
         {"type": "integer", "minimum": 0, "maximum": 1_000_000}, {"const": "unlimited"}
@@ -78,6 +79,7 @@ _FORMS: dict[tuple[type[BaseModel], str], dict[str, Any]] = {
     (LinkModel, "to"): {
         "anyOf": [_text(_END), {"type": "array", "items": _text(_END), "minItems": 1}]
     },
+    (LinkModel, "fsync"): _text(r"^(group|never|interval:.+)$"),
     (LinkModel, "by"): _text(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"),
     (LinkModel, "topics"): {"type": "array", "items": {"type": "string"}},
     (LinkModel, "window"): _WINDOW,
@@ -175,6 +177,8 @@ def _object(model: type[BaseModel]) -> dict[str, Any]:
 
 def _property(model: type[BaseModel], key: str, field: FieldInfo) -> dict[str, Any]:
     form = _FORMS.get((model, key))
+    if field.annotation is bool:
+        form = _either({"type": "boolean"})
     result: dict[str, Any] = {"description": field.description or ""}
     if form is None:
         form = _either({"enum": _choices(field.annotation)})

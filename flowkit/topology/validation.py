@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from flowkit.errors import Problem
 from flowkit.importing import did_you_mean
 from flowkit.topology import names
-from flowkit.topology.model import KNOWN_LATER, Part, what
+from flowkit.topology.model import Part, what
 from flowkit.topology.source import Marks, Path, Place
 
 P = TypeVar("P", bound=Part)
@@ -28,19 +28,19 @@ _MISSING = {
 
 
 def validate(
-    model: type[P], data: dict[str, Any], marks: Marks, path: Path, kind: str, label: str
+    model: type[P], data: dict[str, Any], marks: Marks, path: Path, label: str
 ) -> tuple[P, list[Problem]]:
     """`data` as a `model`, and every problem of it.
 
     What is wrong is left out and has its default, so that later checks can go on; a required part
-    that is wrong or missing is an empty text or list. `kind` is top, node or link; `label` is how
+    that is wrong or missing is an empty text or list. `label` is how
     messages name this part, like ``node 'split'``.
     """
     try:
         return model.model_validate(data), []
     except ValidationError as error:
         details = error.errors(include_url=False)
-    problems = [_problem(model, one, marks, path, kind, label) for one in details]
+    problems = [_problem(model, one, marks, path, label) for one in details]
     wrong = {one["loc"][0] for one in details}
     rest = {key: value for key, value in data.items() if key not in wrong}
     try:
@@ -70,15 +70,8 @@ def _construct(model: type[P], data: dict[str, Any]) -> P:
     return valid.model_copy(update=blank)
 
 
-def unknown_key(place: Place, kind: str, label: str, name: str, known: Iterable[str]) -> Problem:
+def unknown_key(place: Place, label: str, name: str, known: Iterable[str]) -> Problem:
     """The problem of a key that is not one of `known`."""
-    later = KNOWN_LATER.get(kind, {})
-    if name in later:
-        return place.problem(
-            "E114",
-            f"'{name}' ({later[name]}) is not available in this version of flowkit",
-            "remove the key",
-        )
     inside = f" in {label}" if label else ""
     known = list(known)
     hint = did_you_mean(name, known)
@@ -91,7 +84,7 @@ def unknown_key(place: Place, kind: str, label: str, name: str, known: Iterable[
 
 
 def _problem(
-    model: type[Part], error: ErrorDetails, marks: Marks, path: Path, kind: str, label: str
+    model: type[Part], error: ErrorDetails, marks: Marks, path: Path, label: str
 ) -> Problem:
     location = tuple(part for part in error["loc"] if part != "[key]")
     is_key = "[key]" in error["loc"]
@@ -101,8 +94,7 @@ def _problem(
     code = error["type"]
     if code == "extra_forbidden":
         known = [field.alias or name for name, field in inner.model_fields.items()]
-        nested = kind if len(location) == 1 else ""
-        return unknown_key(marks.key(where), nested, owner, str(location[-1]), known)
+        return unknown_key(marks.key(where), owner, str(location[-1]), known)
     if code == "missing":
         name = str(location[-1])
         return marks.key(path).problem(

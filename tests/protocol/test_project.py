@@ -49,11 +49,16 @@ GRAPHS: dict[str, Graph] = {
 }
 
 
-def make(graph: Graph, policy: RestartPolicy = QUICK, stateful: Iterable[str] = ()) -> Project:
+def make(
+    graph: Graph,
+    policy: RestartPolicy = QUICK,
+    stateful: Iterable[str] = (),
+    external: Iterable[str] = (),
+) -> Project:
     nodes, edges = graph
     targets = {target for _, target in edges}
     members = [
-        Member(name, count, policy, source=name not in targets, stateful=name in stateful)
+        Member(name, count, policy, name not in targets, name in stateful, 0, name in external)
         for name, count in nodes.items()
     ]
     links = [
@@ -112,7 +117,11 @@ class Play:
             self.heard[key].append(action.message)
         elif isinstance(action, Kill):
             assert action.replica.name in self.alive
-            self.killed.add(action.replica.name)
+            if action.replica.over:
+                assert action.replica.external
+                del self.alive[action.replica.name]  # an offer, which nobody has taken
+            else:
+                self.killed.add(action.replica.name)
         elif isinstance(action, Bury):
             key = (action.replica.name, action.incarnation)
             assert key not in self.buried
@@ -159,6 +168,8 @@ class Play:
         }
         # Words of the supervisor to the newcomer find it only once it has spoken.
         self.heard.setdefault((name, incarnation), [])
+        if replica.external:
+            self.project.attached(replica, incarnation)
         answer = self.project.ready(replica.node, replica.number, incarnation, addresses)
         self.act()
         return answer
@@ -712,9 +723,19 @@ def may_be_done(play: Play, replica: Replica) -> bool:
     steps,
     st.sampled_from([QUICK, RestartPolicy(max=None, backoff=0.5), RestartPolicy(policy="never")]),
     st.booleans(),
+    st.sets(st.sampled_from(["read", "work", "sink", "left", "a"]), max_size=2),
+    st.booleans(),
 )
-def test_any_history(name: str, history: list[Step], policy: RestartPolicy, up: bool) -> None:
-    play = Play(GRAPHS[name], policy=policy)
+def test_any_history(
+    name: str,
+    history: list[Step],
+    policy: RestartPolicy,
+    up: bool,
+    external: set[str],
+    away: bool,
+) -> None:
+    """Applications attach the `external` nodes, and none does at the end if they are `away`."""
+    play = Play(GRAPHS[name], policy=policy, external=external)
     if up:
         play.up()
     else:
@@ -733,6 +754,8 @@ def test_any_history(name: str, history: list[Step], policy: RestartPolicy, up: 
             play.exit(one, 0 if replica.phase is Phase.DONE else -9)
         elif kind == "die" and one in play.alive:
             play.exit(one, -9)
+        elif replica.external and kind in ("misconfigured", "late") and replica.absent:
+            continue  # nobody is there to say it
         elif kind == "misconfigured" and replica.phase is Phase.STARTING and which < 2:
             play.exit(one, CONFIGURATION)
         elif kind == "late" and replica.incarnation > 1:
@@ -753,13 +776,17 @@ def test_any_history(name: str, history: list[Step], policy: RestartPolicy, up: 
             play.project.kill()
             play.act()
         check(play)
-    finish(play)
+    finish(play, away)
     event(f"ended {play.project.status.value}")
     event(f"deaths {min(len(play.buried), 5)}")
 
 
-def finish(play: Play) -> None:
-    """From wherever it is, a project whose processes behave comes to its end."""
+def finish(play: Play, away: bool = False) -> None:
+    """From wherever it is, a project whose processes behave comes to its end; also if applications
+    stay `away`, once it is drained."""
+    if away:
+        play.project.drain()
+        play.act()
     for _ in range(10 * len(play.names)):
         if play.over:
             break
@@ -768,7 +795,7 @@ def finish(play: Play) -> None:
             replica = play.replica(name)
             if name in play.killed:
                 play.exit(name, -9)
-            elif replica.phase is Phase.STARTING:
+            elif replica.phase is Phase.STARTING and not (away and replica.absent):
                 play.ready(name)
             elif may_be_done(play, replica):
                 play.done(name)

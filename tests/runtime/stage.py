@@ -157,7 +157,11 @@ class Stage(Silent):
         self.supervisor = Supervisor(self.plan, in_process=True, watcher=self, **options)
 
     async def __aenter__(self) -> Stage:
-        await self.supervisor.__aenter__()
+        try:
+            await self.supervisor.start()
+        except BaseException:
+            await self.supervisor.close()
+            raise
         return self
 
     async def __aexit__(self, *error: Any) -> None:

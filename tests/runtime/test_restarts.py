@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flowkit import In, Node, Out, Source, every
-from flowkit import supervisor as supervising
+from flowkit.control import slowness
 from flowkit.errors import DirtyStop
 from flowkit.operations import ChangeError
 from flowkit.store import Store
@@ -373,7 +373,7 @@ def test_a_restart_that_hangs_is_told(
         parts = {"read": Endless, "work": Late, "sink": collect(seen)}
         async with stage(parts, ["read.out -> work.x", "work.y -> sink.x"]) as built:
             await eventually.on_loop(lambda: len(seen) > 10)
-            monkeypatch.setattr(supervising, "SLOW_START", 0.05)
+            monkeypatch.setattr(slowness, "SLOW_START", 0.05)
             built.note = notes.append
             built.crash("work.0")
             await eventually.on_loop(lambda: len(notes) >= 2)

@@ -112,3 +112,27 @@ def test_too_many_replicas(tmp_path: Path) -> None:
     assert topology is not None
     [problem] = check(topology, Inspection())
     assert problem.code == "E107" and "66,000 replicas" in problem.message
+
+
+def test_keys_of_processes_have_no_meaning_where_there_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text(
+        "flowkit: 1\nnodes:\n"
+        "  a: {use: m:A, external: true, with: {x: 1}, env: {X: y}, watchdog: 5s}\n"
+        "  e: {use: m:E, external: true, restart: {max: 1}, blocked: 1s, replicas: 2}\n"
+        "links: [{from: a.out, to: e.in}]\n"
+    )
+    topology, problems = load(str(path), {})
+    assert topology is not None and not problems
+    told = [(one.line, one.code, one.message) for one in check(topology, Inspection(CLASSES))]
+    why = {
+        "with": "the application builds the node",
+        "env": "the application has an environment of its own",
+        "restart": "the application starts itself",
+        "blocked": "the application watches its own loop",
+    }
+    lines = {"with": 3, "env": 3, "restart": 4, "blocked": 4}
+    assert told == [
+        (lines[key], "E115", f"'{key}' has no meaning with external: {text}")
+        for key, text in why.items()
+    ]

@@ -197,3 +197,23 @@ def test_classes_of_a_topology(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_modules_that_cannot_be_listed(module: str) -> None:
     with pytest.raises(NotImportable):
         list_classes([module], ENVIRONMENT, str(CASES))
+
+
+def test_nothing_that_could_send(tmp_path: Path) -> None:
+    """Unless an application does."""
+    (tmp_path / "feeds.py").write_text(
+        "from flowkit import Call, Node, Out\n\nclass Feed(Node):\n    x = Out(int)\n"
+        "    def __init__(self, size: int) -> None: ...\n"
+        "class Asks(Node):\n    x = Call(int, int)\n"
+    )
+    nodes = [
+        NodeQuestion("a", "feeds:Feed", {}, {}, external=True),
+        NodeQuestion("b", "feeds:Feed", {"size": 3}, {"size": 3}),
+        NodeQuestion("c", "feeds:Asks", {}, {}),
+    ]
+    result = ask(Questions(nodes, []), ENVIRONMENT, str(tmp_path))
+    finding, other = result.findings
+    assert other.where == ["nodes", "c", "use"]
+    assert (finding.where, finding.code) == (["nodes", "b", "use"], "E302")
+    assert finding.message == "'feeds:Feed' has outputs, but nothing that could send"
+    assert "external: true" in finding.hint
