@@ -91,7 +91,7 @@ def test_commands_that_are_shown_without_their_output_are_right() -> None:
         for block in BLOCKS
         if not block.language
         for line in block.text.splitlines()
-        if line.startswith("$ ")
+        if line.startswith("$ flowkit ")
     ]
     assert shown
     for verb, *arguments in shown:

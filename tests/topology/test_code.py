@@ -90,6 +90,8 @@ def test_the_same_calls_make_the_same(path: Path, tmp_path: Path) -> None:
     def templates(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: templates(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [templates(one) for one in value]
         return Template(value) if isinstance(value, str) else value
 
     made = Topology(data["project"], env=templates(data.get("env", {})))
