@@ -48,7 +48,7 @@ from typing import Any
 import pytest
 
 from flowkit import wire
-from flowkit.protocol import batching, project, receiver, sender
+from flowkit.protocol import batching, patterns, project, receiver, sender
 from flowkit.protocol import engine as core
 from flowkit.protocol.engine import Engine, Inbox
 from flowkit.protocol.events import ReportDone
@@ -478,7 +478,7 @@ MUTANTS = [
         graphs.POOL_KEYED_SINK,
         KILLS,
         "lost rule",
-        [(core, "Receiver", AckOnReceipt)],
+        [(patterns, "Receiver", AckOnReceipt)],
     ),
     Mutant(
         "acknowledge after the handler",
@@ -492,7 +492,7 @@ MUTANTS = [
         graphs.POOL_KEYED_SINK,
         HARD,
         "lost rule",
-        [(core, "Receiver", AckOfCopiesAtOnce)],
+        [(patterns, "Receiver", AckOfCopiesAtOnce)],
         seeds=150,
     ),
     Mutant(
@@ -500,14 +500,14 @@ MUTANTS = [
         graphs.POOL_POOL_SINK,
         KILLS,
         "lost rule",
-        [(core, "Receiver", AckOutOfOrder)],
+        [(patterns, "Receiver", AckOutOfOrder)],
     ),
     Mutant(
         "leave when everything is sent",
         graphs.POOL_SINK,
         Faults(kills=3),
         "lost rule left hung",
-        [(core, "Sender", DoneWhenSent), (core, "Roots", NothingOwed)],
+        [(patterns, "Sender", DoneWhenSent), (core, "Roots", NothingOwed)],
     ),
     Mutant(
         "commit the highest, not the lowest",
@@ -521,7 +521,7 @@ MUTANTS = [
         graphs.SOURCES_CHUNKS,
         HARD,
         "doubled lost",
-        [(core, "Sender", CutAnew)],
+        [(patterns, "Sender", CutAnew)],
     ),
     Mutant(
         "cut by credit",
@@ -591,14 +591,14 @@ MUTANTS = [
         graphs.POOL_SINK,
         BREAKS,
         "hung",
-        [(core, "Receiver", BreakDropsQueue)],
+        [(patterns, "Receiver", BreakDropsQueue)],
     ),
     Mutant(
         "full credit for a new session",
         graphs.POOL_SINK,
         Faults(breaks=12),
         "rule",
-        [(core, "Receiver", FullFirstCredit), (batching, "AHEAD_SECONDS", 0.0)],
+        [(patterns, "Receiver", FullFirstCredit), (batching, "AHEAD_SECONDS", 0.0)],
         SlowWorld,
     ),
     Mutant(
@@ -606,14 +606,14 @@ MUTANTS = [
         graphs.POOL_SINK,
         Faults(breaks=14),
         "hung",
-        [(core, "Receiver", HelloOnce)],
+        [(patterns, "Receiver", HelloOnce)],
     ),
     Mutant(
         "accept an unknown session",
         graphs.POOL_KEYED_SINK,
         Faults(breaks=14, slow=0.3),
         "lost rule hung",
-        [(core, "Sender", UnknownSessionAccepted)],
+        [(patterns, "Sender", UnknownSessionAccepted)],
         seeds=150,
     ),
     Mutant(
@@ -621,14 +621,14 @@ MUTANTS = [
         graphs.POOL_SINK,
         BREAKS,
         "hung",
-        [(core, "Sender", UnknownSessionIgnored)],
+        [(patterns, "Sender", UnknownSessionIgnored)],
     ),
     Mutant(
         "accept a late HELLO",
         graphs.POOL_SINK,
         Faults(slow=0.5),
         "hung",
-        [(core, "Sender", LateHelloAccepted)],
+        [(patterns, "Sender", LateHelloAccepted)],
         RetiringWorld,
     ),
     Mutant(
@@ -636,7 +636,7 @@ MUTANTS = [
         graphs.ORDER,
         Faults(breaks=14),
         "order",
-        [(core, "Sender", NewSessionFirst)],
+        [(patterns, "Sender", NewSessionFirst)],
     ),
     Mutant(
         "wait for room within a batch",
@@ -650,7 +650,7 @@ MUTANTS = [
         graphs.POOL_SINK.where(window=1),
         CLEAN,
         "hung",
-        [(core, "Sender", StrictSender)],
+        [(patterns, "Sender", StrictSender)],
     ),
     Mutant(
         "bytes too few for a batch",
@@ -681,7 +681,7 @@ MUTANTS = [
         graphs.COUNT,
         HARD,
         "rule crash hung left",
-        [(core, "Receiver", HearsEnd), (core, "Inbox", FinishAtEnd)],
+        [(patterns, "Receiver", HearsEnd), (core, "Inbox", FinishAtEnd)],
     ),
     Mutant(
         "CLOSE before DONE",
