@@ -172,7 +172,7 @@ async def test_stop_means_stop(place: Place) -> None:
         assert not pids(project, "work")
         with pytest.raises(ChangeError, match="work is stopped"):
             await project.scale({"work": 3})
-        with pytest.raises(ChangeError, match="work.0 is stopped"):
+        with pytest.raises(ChangeError, match="work is stopped"):
             await project.restart("work")
         await project.start_node("work")
         assert len(pids(project, "work")) == 2
