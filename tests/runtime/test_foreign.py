@@ -1154,7 +1154,7 @@ def test_what_was_sent_waits_for_a_slow_peer_at_the_end(run: Fixture) -> None:
 
     def look() -> None:
         assert run.stage is not None
-        if run.stage.supervisor._over.done():
+        if run.stage.supervisor.over.done():
             over.set()
 
     got, report, _ = run(
