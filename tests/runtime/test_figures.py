@@ -129,7 +129,7 @@ def test_what_begins_with_a_timer_or_at_the_end_has_an_age_too(play: Any) -> Non
     )
     assert total(ages(stage, "c")) == 1
     age = quantile(ages(stage, "c"), 0.5)
-    assert age is not None and age < 1
+    assert age is not None and age < 60  # and not since the machine was started
 
 
 def test_messages_that_fail_count_as_handled(play: Any) -> None:
