@@ -213,13 +213,20 @@ def on_terminal(place: Place, topology: Path, **env: str) -> str:
     with contextlib.suppress(OSError):  # EIO: the last writer is gone
         while not deadline.passed and (chunk := os.read(master, 1 << 16)):
             chunks.append(chunk)
+            if b"%" in chunk:
+                place.touch("seen")
     os.close(master)
     assert run.wait().code == 0
     return b"".join(chunks).decode()
 
 
 def test_colours_and_progress_on_a_terminal(place: Place) -> None:
-    text = on_terminal(place, short(place, 200, known=True))
+    settings = {"count": 10, "until": place.file("seen"), "known": True}
+    held = place.topology(
+        {"read": node("Held", settings=settings), "talk": node("Talker")},
+        [link("read.numbers -> talk.numbers")],
+    )
+    text = on_terminal(place, held)
     assert "\x1b[" in text and "%" in text
     assert "got 7 ünïcode" in text and "drained in" in text
 

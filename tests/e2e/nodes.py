@@ -89,9 +89,13 @@ class Held(Source):
 
     numbers = Out(int)
 
-    def __init__(self, count: int, until: str) -> None:
+    def __init__(self, count: int, until: str, known: bool = False) -> None:
         self.count = count
         self.until = until
+        self.known = known
+
+    def length(self) -> int | None:
+        return self.count if self.known else None
 
     async def read(self, position: Any) -> AsyncIterator[Any]:
         start = position or 0
