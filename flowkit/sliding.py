@@ -78,6 +78,6 @@ class SlidingCounter:
         parts, totals = self._parts, self._totals
         while parts and parts[0][0] < newest - self._buckets:
             for key, amount in parts.popleft()[1].items():
-                totals[key] -= amount
-                if not totals[key]:
-                    del totals[key]
+                # Amounts of 0, or below, may have brought the total to 0 before.
+                if left := totals.pop(key, 0) - amount:
+                    totals[key] = left

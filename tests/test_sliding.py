@@ -52,6 +52,14 @@ def test_memory_does_not_grow_with_events_or_time() -> None:
     assert not counter._parts and not counter._totals and counter.counts(1e9) == {}
 
 
+def test_amounts_of_nothing_and_amounts_that_are_taken_back() -> None:
+    counter = SlidingCounter(10.0, 10)
+    for now, amount in [(0, 1), (1, 0), (2, -1), (3, 1)]:
+        counter.add(now, "a", amount)
+    assert [counter.count(now, "a") for now in (3, 11, 12, 13, 14)] == [1, 0, 0, 1, 0]
+    assert counter.counts(14) == {}
+
+
 def test_a_rate_is_a_count_for_each_second() -> None:
     counter = SlidingCounter(10)
     for second in range(100):

@@ -226,6 +226,9 @@ class Connection(connection.Connection):
             self._outward[_KEPT] = 0
         except BlockingIOError:
             self._pending.extendleft(reversed(batch))
+            if not self.hot:
+                self.hot = True
+                _flusher.add(self)
         except OSError as error:
             self._failure = error
             if wait:
@@ -292,7 +295,7 @@ class Connection(connection.Connection):
         return buffer
 
     def _poll(self, timeout: float | None) -> bool:
-        self.flush()
+        self.flush(wait=False)
         return bool(connection.wait([self], timeout))
 
     def take(self) -> Any:
@@ -318,7 +321,9 @@ class Connection(connection.Connection):
 
     def _look(self) -> bytes | None:
         """Wait for a packet and have its messages at hand; or return the one in a file."""
-        self.flush()
+        # Whoever receives must not wait for room: the other end may need its own messages taken
+        # before it makes some, while another thread here waits to send.
+        self.flush(wait=False)
         if self._space is None:
             self._space = memoryview(bytearray(BUFFER))
         space, cells = self._space, self._cells

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import BufferTooShort, reduction
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -122,6 +124,31 @@ def test_nobody_reads_what_is_sent_to_an_end_that_is_closed(make: Make) -> None:
     with pytest.raises(OSError):  # noqa: PT011  (broken, or reset: the first was not read)
         while time.monotonic() < deadline:
             hot.send(2)
+
+
+def test_one_thread_receives_while_another_waits_for_room(make: Make) -> None:
+    ours, theirs = make(mp.Pipe)
+    theirs.send("answer")
+
+    def send() -> None:
+        with suppress(OSError):  # the other end is closed: it is over
+            while True:
+                ours.send_bytes(bytes(connection.FULL))
+
+    threads = [threading.Thread(target=send, daemon=True)]
+    threads[0].start()
+    deadline = time.monotonic() + 10
+    while select.select([], [ours], [], 0)[1]:  # there is room
+        assert time.monotonic() < deadline
+    found: list[Any] = []
+    threads.append(threading.Thread(target=lambda: found.append(ours.recv()), daemon=True))
+    threads[1].start()
+    threads[1].join(5)
+    received = list(found)
+    theirs.close()
+    for thread in threads:
+        thread.join(10)
+    assert received == ["answer"]
 
 
 def test_a_large_message_waits_until_it_is_taken_or_nobody_can(make: Make, start: Start) -> None:
