@@ -110,7 +110,11 @@ async def _pipe(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted)
     try:
-        await pipe.run()
+        try:
+            await pipe.run()
+        finally:
+            if interrupts < 2:
+                await drain.finish()
     except asyncio.CancelledError:
         return 130
     finally:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import stat
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable
@@ -73,6 +74,11 @@ class Drain(ABC):
         """What was taken is as safe as it gets."""
         return None
 
+    async def finish(self) -> None:
+        """Nothing more comes: wait until what was taken has left; only `close` may follow. Raises
+        OperatorError if nobody takes it in time."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Let go of everything."""
@@ -86,7 +92,7 @@ def open_tap(url: str, state: str | None = None) -> Tap:
     if state is not None and not url.startswith("file:"):
         raise OperatorError(f"{url} has no positions to keep", "--state is for file://")
     if url == "-":
-        return StreamTap(0, None)
+        return StreamTap(0, None, "standard input")
     scheme, path, query = _parts(url)
     if scheme == "file":
         _no_more(url, query)
@@ -95,6 +101,8 @@ def open_tap(url: str, state: str | None = None) -> Tap:
         except OSError as error:
             raise OperatorError(f"cannot read {path}: {error.strerror}") from error
         try:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OperatorError(f"cannot read {path}: it is a directory")
             return StreamTap(descriptor, state, path)
         except BaseException:
             os.close(descriptor)
@@ -196,12 +204,13 @@ async def _ready(descriptor: int, writing: bool) -> None:
 class StreamTap(Tap):
     """The lines of standard input, or of a file, whose position is kept in the file `state`."""
 
-    def __init__(self, descriptor: int, state: str | None, path: str = "") -> None:
+    def __init__(self, descriptor: int, state: str | None, path: str) -> None:
         self._descriptor = descriptor
         self._state = state
         self._path = path
         self._lines: deque[bytes] = deque()
-        self._rest = b""
+        self._rest: list[bytes] = []  # of a line whose end has not come; its bytes are `_length`
+        self._length = 0
         self._ended = False
         self._under_way: deque[int] = deque()
         self._position = self._noted = self._start() if state is not None else 0
@@ -230,21 +239,24 @@ class StreamTap(Tap):
     async def read(self, limit: int) -> list[bytes] | None:
         while not self._lines and not self._ended:
             await _ready(self._descriptor, writing=False)
-            data = os.read(self._descriptor, CHUNK)
-            if not data:
-                self._ended = True
-                if self._rest:
-                    self._lines.append(self._rest)
-                    self._rest = b""
-            elif b"\n" in data:
-                first, *middle, last = data.split(b"\n")
-                self._lines.append(self._rest + first + b"\n")
+            try:
+                data = os.read(self._descriptor, CHUNK)
+            except OSError as error:
+                raise OperatorError(f"cannot read {self._path}: {error.strerror}") from error
+            first, *others = data.split(b"\n")
+            self._rest.append(first)
+            self._length += len(first)
+            if self._length > LINE:
+                raise OperatorError(f"{self._path} has a line of more than {LINE >> 20} MiB")
+            if others:
+                *middle, last = others
+                self._lines.append(b"".join(self._rest) + b"\n")
                 self._lines.extend(line + b"\n" for line in middle)
-                self._rest = last
-            else:
-                self._rest += data
-                if len(self._rest) > LINE:
-                    raise OperatorError(f"a line of more than {LINE >> 20} MiB")
+                self._rest, self._length = [last], len(last)
+            elif not data:
+                self._ended = True
+                if rest := b"".join(self._rest):
+                    self._lines.append(rest)
         if not self._lines:
             return None
         batch: list[bytes] = []
@@ -270,7 +282,7 @@ class StreamTap(Tap):
         self._noted, self._committed_at = self._position, monotonic()
 
     def close(self) -> None:
-        if self._path:
+        if self._descriptor > 2:
             os.close(self._descriptor)
 
 
@@ -338,9 +350,28 @@ class _Socket:
         self.socket.look_soon()
         await event.wait()
 
-    def close(self, linger: float) -> None:
+    async def leave(self, linger: float) -> bool:
+        """Close it; what was sent gets `linger` seconds to leave. Whether that was enough."""
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        begun = monotonic()
         self.socket.close(linger)
-        self._context.term()
+
+        def end() -> None:
+            self._context.term()
+            with contextlib.suppress(RuntimeError):  # nobody waited, and the loop is closed
+                loop.call_soon_threadsafe(done.cancel)
+
+        # On a thread: here no signal would be seen meanwhile, or it would end the waiting.
+        threading.Thread(target=end, name="flowkit.pipe", daemon=True).start()
+        await asyncio.wait([done])
+        return monotonic() - begun < linger
+
+    def close(self) -> None:
+        """Close it, unless it was left already; what has not left is lost."""
+        if not self.socket.closed:
+            self.socket.close(0)
+            self._context.term()
 
 
 class SocketTap(Tap):
@@ -359,7 +390,7 @@ class SocketTap(Tap):
         return batch
 
     def close(self) -> None:
-        self._socket.close(0)
+        self._socket.close()
 
 
 class SocketDrain(Drain):
@@ -388,6 +419,11 @@ class SocketDrain(Drain):
             await asyncio.sleep(0)
         return written, dropped
 
+    async def finish(self) -> None:
+        if not await self._socket.leave(LINGER):
+            raise OperatorError(
+                f"not all that was written has left: nobody took it within {LINGER:g} s"
+            )
+
     def close(self) -> None:
-        with contextlib.suppress(KeyboardInterrupt):
-            self._socket.close(LINGER)
+        self._socket.close()

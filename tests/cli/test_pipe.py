@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import zmq
 
 from flowkit.errors import FlowkitError, OperatorError
+from flowkit.runtime import ends
 from flowkit.runtime.ends import Drain, Tap, open_drain, open_tap
 from flowkit.runtime.pipe import Pipe, Through, ThroughError
 
@@ -133,6 +135,7 @@ def test_a_function_that_fails_stops_the_pipe_or_loses_that_message(
         ("ftp://x", "cannot read from"),
         ("zmq+push://127.0.0.1:1", "cannot read from"),
         ("file:///no/such/file", "No such file"),
+        ("file:///", "is a directory"),
         ("file:///dev/null?bind=1", "means nothing"),
         ("zmq+pull://127.0.0.1", "not of the form"),
         ("zmq+pull://127.0.0.1:99999", "65535"),
@@ -186,6 +189,47 @@ def test_lines(tmp_path: Path, content: bytes, expected: list[bytes]) -> None:
         return got
 
     assert asyncio.run(read()) == expected
+
+
+def test_a_long_line_takes_no_longer_than_its_bytes(tmp_path: Path) -> None:
+    """Whatever is read of a line is not copied once more with each part that follows."""
+
+    async def seconds(megabytes: int) -> float:
+        (tmp_path / "in").write_bytes(bytes(megabytes << 20))
+        tap = open_tap(f"file://{tmp_path}/in")
+        begun = time.process_time()
+        assert [len(line) for line in await tap.read(1) or []] == [megabytes << 20]
+        tap.close()
+        return time.process_time() - begun
+
+    few, many = asyncio.run(seconds(4)), asyncio.run(seconds(64))
+    assert many < 80 * few + 0.1  # it was 256 times
+
+
+def test_what_nobody_takes_is_not_called_delivered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ends, "LINGER", 0.3)
+
+    async def send(drain: Drain, size: int) -> None:
+        await drain.write([bytes(size)] * 20)
+        try:
+            await drain.finish()
+        finally:
+            drain.close()
+
+    async def attempt() -> None:
+        with zmq.Context() as context, context.socket(zmq.PULL) as peer:
+            peer.rcvhwm = 1
+            peer.bind(f"ipc://{tmp_path}/socket")
+            with pytest.raises(OperatorError, match="nobody took it within 0.3 s"):
+                await send(open_drain(f"zmq+push://{tmp_path}/socket"), 1 << 20)
+        with zmq.Context() as context, context.socket(zmq.PULL) as peer:
+            peer.bind(f"ipc://{tmp_path}/socket")
+            await send(open_drain(f"zmq+push://{tmp_path}/socket"), 10)
+            assert [await asyncio.to_thread(peer.recv) for _ in range(20)] == [bytes(10)] * 20
+
+    asyncio.run(attempt())
 
 
 def test_a_file_is_read_at_least_once(tmp_path: Path) -> None:
