@@ -31,7 +31,6 @@ import struct
 import sys
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import connection, reduction, util
@@ -133,7 +132,7 @@ class Connection(connection.Connection):
     def _begin(self) -> None:
         """Have nothing to send and nothing at hand: in a process that has just got this end."""
         self._number = self._sender = (secrets.randbits(32) | 1) << 32
-        self._pending: deque[tuple[Any, int]] = deque()
+        self._pending: list[Any] = []
         self._size = 0
         self._writing = threading.Lock()
         self.hot = False
@@ -182,9 +181,11 @@ class Connection(connection.Connection):
             raise self._failure
         alone = self._outward[_SENDER] == self._sender or self._share()
         pending = self._pending
-        pending.append((message, size))
+        if not pending:
+            self._size = 0
+        pending.append(message)
         self._size += size
-        if self.hot and alone and self._size < FULL:
+        if self.hot and alone and self._size < FULL and len(pending) < MOST:
             if len(pending) == 1:
                 self._outward[_KEPT] = 1
             return
@@ -213,19 +214,20 @@ class Connection(connection.Connection):
             return
         if not self._writing.acquire(wait):
             return
-        batch: list[tuple[Any, int]] = []
+        pending = self._pending
         try:
-            while self._pending:
-                self._size = size = 0
-                while self._pending and size < FULL and len(batch) < MOST:
-                    batch.append(self._pending.popleft())
-                    size += batch[-1][1]
-                packet = self._header(len(batch)) + _encode([message for message, _ in batch])
+            while pending:
+                batch = pending[:MOST]
+                # Other threads may have left more in the meantime than one packet can have.
+                while len(body := _encode(batch)) > BUFFER - _HEADER.size and len(batch) > 1:
+                    batch = batch[: len(batch) // 2]
+                packet = self._header(len(batch)) + body
                 self._socket.send(packet, 0 if wait else socket.MSG_DONTWAIT)
-                batch = []
+                del pending[: len(batch)]
             self._outward[_KEPT] = 0
+            if pending:  # just now
+                self._outward[_KEPT] = 1
         except BlockingIOError:
-            self._pending.extendleft(reversed(batch))
             if not self.hot:
                 self.hot = True
                 _flusher.add(self)
@@ -233,9 +235,6 @@ class Connection(connection.Connection):
             self._failure = error
             if wait:
                 raise
-        except BaseException:  # Ctrl-C while it waits
-            self._pending.extendleft(reversed(batch))
-            raise
         finally:
             self._writing.release()
 
@@ -278,7 +277,8 @@ class Connection(connection.Connection):
 
     def recv(self) -> Any:
         """Receive an object. Raises EOFError when there is nothing more and nobody can send."""
-        return unpickled(self.take())
+        message = self.take()
+        return message[0] if type(message) is list else ForkingPickler.loads(message)
 
     def recv_bytes(self, maxlength: int | None = None) -> bytes:
         """Receive what was sent with `send_bytes`. Raises EOFError as `recv`."""
