@@ -12,7 +12,9 @@ import click
 
 from flowkit.control.logfile import timestamp
 from flowkit.control.records import LogLine
+from flowkit.errors import OperatorError
 from flowkit.logs import Collector, Entry, keys
+from flowkit.topology.endpoints import address as check_address
 
 
 def collect(
@@ -23,6 +25,9 @@ def collect(
 ) -> None:
     """Show what comes until Ctrl-C, as text by `show`, or as JSON Lines."""
     key = keys.find(key_file)
+    # ZeroMQ would listen at a port above 65535 less 65536.
+    if isinstance(wrong := check_address(address), str):
+        raise OperatorError(f"cannot listen at {address}: it {wrong}", "like tcp://127.0.0.1:6000")
 
     def complain(reason: str) -> None:
         _say(f"a record is refused: {reason}; more of the kind are counted, and not told")

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from flowkit.codecs import codec_for
-from flowkit.errors import DecodeError
+from flowkit.errors import DecodeError, EncodeError
 from flowkit.message import Payload, Pieces
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -34,7 +34,7 @@ class Single:
         self.name = self._inner.name
 
     def encode(self, messages: Sequence[Any]) -> Pieces:
-        return Pieces([self._inner.encode_one(message) for message in messages])
+        return Pieces([self.encode_one(message) for message in messages])
 
     def decode(self, payload: Payload | memoryview, count: int) -> list[Any]:
         raws = self.split(payload, count)
@@ -59,6 +59,8 @@ class Single:
         return self._inner.decode_one(raw)
 
     def encode_one(self, message: Any) -> bytes:
+        if self.multipart and not message:
+            raise EncodeError("a message of no frames: ZeroMQ has none of less than one")
         return self._inner.encode_one(message)
 
     # -- frames --------------------------------------------------------------------------------

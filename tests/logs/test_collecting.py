@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import zmq
 
-from flowkit.errors import TransportError
+from flowkit.cli import collect
+from flowkit.errors import OperatorError, TransportError
 from flowkit.logs import Collector, Entry, Handler
 from flowkit.logs import handler as handlers
 
@@ -126,6 +127,12 @@ def test_an_address_that_cannot_be_bound() -> None:
 
 
 @pytest.mark.e2e
+def test_a_port_that_is_none_is_not_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWKIT_LOG_KEY", "0123456789abcdef")
+    with pytest.raises(OperatorError, match="ports go up to 65535"):
+        collect.collect("tcp://127.0.0.1:99999", None, lambda line: True, None)
+
+
 def test_the_command_shows_what_comes_until_it_is_interrupted(
     logger: logging.Logger, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from flowkit.codecs import encode_extras
 from flowkit.codecs.single import Single
-from flowkit.errors import DecodeError
+from flowkit.errors import DecodeError, EncodeError
 from flowkit.protocol.engine import Engine, Outlet
 from flowkit.protocol.events import Identity, Terms
 from flowkit.protocol.foreign import NO_PEER, ForeignReceiver, ForeignSender
@@ -153,3 +153,9 @@ def test_the_codec_of_messages_that_travel_alone() -> None:
     many = Single(list[bytes])
     assert many.frames_of(many.raw_of([b"", b"a"])) == [b"", b"a"]
     assert many.decode_one(many.raw_of([b"", b"a"])) == [b"", b"a"]
+
+
+def test_a_message_of_no_frames_is_refused_where_it_is_sent() -> None:
+    with pytest.raises(EncodeError, match="no frames"):
+        Single(list[bytes]).encode([[b"x"], []])
+    assert Single(list[int], "json").encode_one([]) == b"[]"
