@@ -56,7 +56,7 @@ class Watching:
 
     async def run(self) -> None:
         """Watch until cancelled. What goes wrong is told to the supervisor's watcher."""
-        taken = await asyncio.to_thread(self._stamps)
+        taken = self._stamps()  # at once, so that no change from here on is taken for what was
         seen = taken
         while True:
             await asyncio.sleep(self._every)
