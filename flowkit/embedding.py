@@ -85,7 +85,13 @@ class Embeddable(ABC):
             raise ProjectFailed(report)
         return report
 
+    def check_first(self) -> None:
+        """Raises RuntimeError if it was started before: a run has one beginning."""
+        if hasattr(self, "over"):
+            raise RuntimeError("a supervisor is started once: make another for another run")
+
     async def __aenter__(self) -> Self:
+        self.check_first()  # here too: what is running is not ended by a second try
         try:
             await self.start()
             await self.ready()

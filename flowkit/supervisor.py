@@ -79,8 +79,9 @@ LONGEST_NAME = len("l999.999.9999999")
 
 
 class Supervisor(Changeable, Embeddable):
-    """Runs one project: `topology` is its file, a `Topology`, or a `Plan`. See also `Embeddable`.
+    """Runs one project, once: `topology` is its file, a `Topology`, or a `Plan`. See `Embeddable`.
 
+    Making one blocks, a second perhaps: its classes are looked at, in a process of their own.
     `resume` goes on from the positions that an earlier run left, `fresh` forgets them; without
     either, positions left by a run that was not drained are an error (`DirtyStop`), since only the
     caller knows what is wanted. `in_process` runs all replicas on this loop, for debugging.
@@ -174,6 +175,7 @@ class Supervisor(Changeable, Embeddable):
         Raises `OperatorError` if the place is not in order. Await `wait` next, and `close` at the
         end, also when this raised.
         """
+        self.check_first()
         self._loop = asyncio.get_running_loop()
         self._began = self._clock()
         self.over, self.begun = self._loop.create_future(), self._loop.create_future()
@@ -216,12 +218,15 @@ class Supervisor(Changeable, Embeddable):
         if self.over.done():
             return
         if not self._project.draining:
-            self._watcher.draining(self.in_flight())
+            in_flight = self.in_flight()
+            self._watcher.draining(in_flight)
             for node in self.stopped:
                 self._watcher.note(
                     f"{node} is stopped: what waits for it stays in flight (flowkit start {node})"
                 )
             self._project.drain()
+            for node in self._project.absent if in_flight else ():
+                self._watcher.note(f"{node} is absent: what waits for it needs its application")
         self._later(timeout, self._too_late, timeout)
         self._act()
 
@@ -237,6 +242,8 @@ class Supervisor(Changeable, Embeddable):
         if self._closed:
             return
         self._closed = True
+        if hasattr(self, "over"):
+            self.kill()  # what ends now is not started again, and nobody is told that it will be
         if self._signals is not None:
             self._signals.remove()
         await self._door.close()

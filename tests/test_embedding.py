@@ -175,6 +175,35 @@ def test_a_drain_is_ended_by_cancelling(place: Place, eventually: Eventually) ->
     asyncio.run(application())
 
 
+def test_what_is_cancelled_is_not_said_to_be_restarted(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def application() -> None:
+        project = Supervisor(chain(place, until=place.file("never")), in_process=True)
+        with pytest.raises(ZeroDivisionError), caplog.at_level("INFO"):
+            async with project:
+                raise ZeroDivisionError
+        assert "restarted" not in caplog.text
+        assert project.report().status is Status.KILLED
+
+    asyncio.run(application())
+
+
+def test_a_supervisor_runs_once(place: Place) -> None:
+    async def application() -> None:
+        async with asyncio.timeout(60):
+            project = Supervisor(chain(place, until=place.file("never")), in_process=True)
+            async with project:
+                with pytest.raises(RuntimeError, match="started once"):
+                    async with project:
+                        raise AssertionError("entered")
+                assert project.status().ready, "what runs goes on"
+            with pytest.raises(RuntimeError, match="started once"):
+                await project.start()
+
+    asyncio.run(application())
+
+
 def test_signals_only_where_they_are_asked_for(place: Place, eventually: Eventually) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 

@@ -276,6 +276,11 @@ class Project:
             times.append(self.operation.deadline)
         return min((time for time in times if time is not None), default=None)
 
+    @property
+    def absent(self) -> list[str]:
+        """The nodes that have a replica which no application has taken."""
+        return list(dict.fromkeys(one.node for one in self.replicas.values() if one.absent))
+
     def attached(self, replica: Replica, incarnation: int) -> None:
         """An application has taken an external replica; `ready` follows, or `exited`."""
         if replica.incarnation == incarnation:

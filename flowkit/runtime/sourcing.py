@@ -139,6 +139,9 @@ class _Driver:
         except asyncio.CancelledError:
             if not self._draining:
                 raise
+        finally:
+            if inspect.iscoroutine(work):
+                work.close()  # it was never awaited if that came before its first step
 
 
 class RunDriver(_Driver):
