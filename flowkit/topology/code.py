@@ -100,7 +100,7 @@ class Topology:
         arguments of its constructor, plain data. `options` are the other keys of a node in a
         file: `replicas`, `restart`, `on_error`, `watchdog`, `env`, `external` ...
 
-        Raises ValueError if the topology has a node of that name.
+        Raises ValueError if the topology has a node of that name, or a function made the class.
         """
         if name in self._parts.nodes:
             raise ValueError(f"there is a node '{name}' already")
@@ -115,16 +115,16 @@ class Topology:
         """Add a link from an output to an input, or to each of several: ``read.lines`` of what
         `node` has returned, or ``"read.lines"``. `options` are the other keys of a link in a file:
         `route`, `by`, `window`, `delivery` ..."""
-        targets = to if isinstance(to, str) else list(to)
-        entry = {"from": source, "to": targets, **options}
+        if isinstance(source, NodeRef):
+            raise _not_a_node(source)
+        entry = {"from": source, "to": _channels(to), **options}
         self._parts.links.append(_tree(entry, _Call().find))
 
     def endpoint(self, channel: str | Iterable[str], socket: str, **options: Any) -> None:
         """Add a socket for foreign peers at a channel, or at an input and an output: ``node.input``
         of what `node` has returned. `socket` is its type in ZeroMQ's words; `options` are the other
         keys of an endpoint in a file: `bind` or `connect`, `topics`, `options` ..."""
-        channels = channel if isinstance(channel, str) else list(channel)
-        entry = {"channel": channels, "socket": socket, **options}
+        entry = {"channel": _channels(channel), "socket": socket, **options}
         self._parts.endpoints.append(_tree(entry, _Call().find))
 
     def read(self, environ: Mapping[str, str]) -> tuple[Read, list[Problem]]:
@@ -157,7 +157,15 @@ class Topology:
 
 def reference(cls: type) -> str:
     """How a topology names a class. What is in a program itself is found under its module's name,
-    by the processes that run nodes."""
+    by the processes that run nodes. TypeError for what is no class, ValueError for what a function
+    has made."""
+    if not isinstance(cls, type):
+        raise TypeError(f"'use' is a class or 'package.module:Class', not {cls!r}")
+    if "<locals>" in cls.__qualname__:
+        raise ValueError(
+            f"nobody else finds {cls.__qualname__}, which is made by a function: define the class "
+            "in its module"
+        )
     module = cls.__module__
     if module == "__main__":
         main = sys.modules["__main__"]
@@ -168,6 +176,23 @@ def reference(cls: type) -> str:
 
 
 # -- values to trees
+
+
+def _channels(given: Any) -> str | list[Any]:
+    """One channel, or several."""
+    if isinstance(given, str):
+        return given
+    several = list(given) if isinstance(given, Iterable) else [given]
+    for one in several:
+        if isinstance(one, NodeRef):
+            raise _not_a_node(one)
+        if not isinstance(one, str):
+            raise TypeError(f"{one!r} is no channel: write read.lines, or 'read.lines'")
+    return several
+
+
+def _not_a_node(node: NodeRef) -> TypeError:
+    return TypeError(f"{node!r} is a node: name a channel of it, like {node.channel}")
 
 
 class _Call:

@@ -202,6 +202,19 @@ def test_what_is_wrong_at_once() -> None:
         made.node("b", "m:C", {"x": {1: 2}})
     with pytest.raises(TypeError, match="cannot be part of a topology"):
         made.node("b", "m:C", {"x": object()})
+    for arguments in ((node, "b.x"), ("b.x", node), ("b.x", [node])):
+        with pytest.raises(TypeError, match="<node a> is a node: name a channel of it, like a.ch"):
+            made.link(*arguments)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="5 is no channel"):
+        made.link("a.x", 5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="'use' is a class or 'package.module:Class', not 5"):
+        made.node("b", 5)  # type: ignore[arg-type]
+
+    class Local:
+        pass
+
+    with pytest.raises(ValueError, match="Local, which is made by a function"):
+        made.node("b", Local)
     read, problems = Topology("no name").read({})
     assert [one.code for one in problems][0] == "E108" and not read.nodes
 
