@@ -26,7 +26,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from flowkit.control import arguments
 from flowkit.control.aclient import AsyncClient
 from flowkit.control.places import LISTED, choose
-from flowkit.errors import FlowkitError, NoSuchProject, NotRunning, OperatorError, RequestFailed
+from flowkit.errors import (
+    FlowkitError,
+    NoSuchProject,
+    NotRunning,
+    OperatorError,
+    RequestFailed,
+)
 from flowkit.node import Node, describe
 from flowkit.protocol.requests import REFUSED
 from flowkit.runtime import spec as specs
@@ -57,6 +63,10 @@ LONGEST = 5.0
 PATIENCE = 60.0
 """Seconds without a word of the supervisor after which its project counts as gone; as long as it
 waits for a word of the application."""
+
+
+_held: dict[int, Node] = {}
+"""The nodes that are in a block now, by their id."""
 
 
 def attach(
@@ -112,11 +122,13 @@ class Attachment:
             bool(wait),
         )
         self._called = name or info.cls.__qualname__
-        self._patience = None if isinstance(wait, bool) else float(wait)
+        self._patience = None if isinstance(wait, bool) or not wait else float(wait)
         self._leave_timeout = leave_timeout
         self._keeping: asyncio.Task[None] | None = None
         self._stay: _Stay | None = None
-        self._unbind("it never was")
+        self._why = "it never was"
+        if id(node) not in _held:
+            self._unbind(self._why)
 
     @property
     def attached(self) -> bool:
@@ -136,6 +148,9 @@ class Attachment:
     # -- the block -----------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
+        if id(self.node) in _held:
+            raise RuntimeError(f"this {self._called} is attached already: make another")
+        _held[id(self.node)] = self.node
         loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
         self._first: asyncio.Future[None] = loop.create_future()
@@ -144,8 +159,9 @@ class Attachment:
             async with asyncio.timeout(self._patience):
                 await self._first
         except TimeoutError as error:
+            why = self._why if self._stay is None else self._stay.why
             await self._end()
-            text = f"{self._called} could not be attached in {self._patience:g} s: {self._why}"
+            text = f"{self._called} could not be attached in {self._patience:g} s: {why}"
             raise NotRunning(text, LISTED) from error
         except BaseException:
             await self._end()
@@ -165,9 +181,12 @@ class Attachment:
             await self._end()
 
     async def _end(self) -> None:
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.gather(self._keeping, return_exceptions=True)
+        try:
+            if self._keeping is not None:
+                self._keeping.cancel()
+                await asyncio.gather(self._keeping, return_exceptions=True)
+        finally:
+            _held.pop(id(self.node), None)
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -220,7 +239,7 @@ class Attachment:
         self._unbind(self._why)
         if self._why == why:
             return
-        if waits:
+        if waits and (self._wanted.wait or self._first.done()):
             log.info("%s waits to be attached: %s", self._called, error)
         elif self._first.done():
             shown = None
@@ -254,6 +273,13 @@ class _Stay:
         self._spec: ReplicaSpec | None = None
         self._runner: Runner | None = None
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def why(self) -> str:
+        """Why it is not ready yet."""
+        if self._spec is None:
+            return "no place of it is free: it is attached already, or stopped"
+        return f"{self._spec.name} is being set up"
 
     async def run(self, wanted: arguments.Attach) -> None:
         """Return when the replica has left as it was to. Raises what made it fail, or what the

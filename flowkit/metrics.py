@@ -201,6 +201,8 @@ class _Judge:
         if target is None:
             return None
         target = max(self._asked(target), key=self._load)
+        if target.external and not self._load(target):
+            return self._verdict(target.node, 0.0, "absent", "start its application", link)
         kind, advice = self._help(target)
         kind = kind if kind in ("cores", "skew") else "overhead"
         return self._verdict(target.node, self._load(target), kind, advice, link)
@@ -226,6 +228,8 @@ class _Judge:
         for node in self._nodes.values():
             if node.stopped:
                 text = f"nothing limits, but {node.node} is stopped: flowkit start {node.node}"
+                if node.external:
+                    text = f"nothing limits, but {node.node} is absent: start its application"
                 return Verdict(None, 0.0, text, "idle")
         return IDLE
 

@@ -284,6 +284,13 @@ def test_a_node_that_was_stopped() -> None:
     assert judge(*nodes, link("read -> parse", 0.1)).kind != "stopped", "nobody waits for it"
 
 
+def test_an_external_node_that_has_done_nothing_was_not_there() -> None:
+    said = judge(source(), worker("show", 0.0, external=True), link("read -> show", 1.0))
+    assert (said.kind, said.advice) == ("absent", "start its application")
+    said = judge(source(), worker("show", 0.01, external=True), link("read -> show", 1.0))
+    assert said.kind != "absent"
+
+
 def test_a_node_that_was_just_started_is_not_blamed_for_the_time_before() -> None:
     nodes = [source(busy=0.1), worker("parse", 0.02), worker("count", 0.01, cpu=[0.1])]
     links = [link("read -> parse", 0.5), link("parse -> count", 0.4)]
@@ -300,6 +307,8 @@ def test_a_source_that_was_stopped_does_not_wait_for_its_input() -> None:
     said = judge(source(busy=0.1, awaiting=0.7, stopped=True), worker("parse", 0.02))
     assert (said.kind, said.bottleneck) == ("idle", None)
     assert said.text == "nothing limits, but read is stopped: flowkit start read"
+    said = judge(source("feed", stopped=True, external=True), worker("parse", 0.02))
+    assert said.text == "nothing limits, but feed is absent: start its application"
 
 
 def test_it_may_be_too_early() -> None:

@@ -49,7 +49,7 @@ class Confirms:
         if lossy := self._forgets.get(name):
             raise SendError(
                 f"{name}.deliver(): nobody learns what becomes of a message on {lossy}, which is "
-                "at-most-once; use send(), or make that link at-least-once"
+                "at-most-once; use send(), in a handler or run(), or make that link at-least-once"
             )
         while self._is_open() and not self._may_begin():
             room = self._loop.create_future()

@@ -304,6 +304,36 @@ def test_places_that_there_are_not(place: Place) -> None:
     asyncio.run(application())
 
 
+def test_patience_says_what_it_waited_for(place: Place) -> None:
+    async def application() -> None:
+        async with Supervisor(kept(place), in_process=True, watcher=Silent()) as project:
+            async with flowkit.attach(Feed(), project, wait=0):
+                with pytest.raises(NotRunning, match="in 0.2 s: no place of it is free"):
+                    async with flowkit.attach(Feed(), project, wait=0.2):
+                        raise AssertionError("attached")
+
+    asyncio.run(application())
+
+
+def test_a_node_is_attached_once(place: Place) -> None:
+    """A second try is refused, and does no harm to the first."""
+
+    async def application() -> None:
+        async with Supervisor(kept(place), in_process=True, watcher=Silent()) as project:
+            async with flowkit.attach(feed := Feed(), project):
+                with pytest.raises(RuntimeError, match="this Feed is attached already"):
+                    async with flowkit.attach(feed, project):
+                        raise AssertionError("attached")
+                await feed.events.deliver(4)
+            with pytest.raises(NotRunning):
+                await feed.events.deliver(5)
+            async with flowkit.attach(feed, project):
+                await feed.events.deliver(6)
+        check(project.report())
+
+    asyncio.run(application())
+
+
 def test_a_node_that_fails(place: Place, eventually: Eventually) -> None:
     """At first its error leaves the block; later it is logged, and the replica comes back."""
 
@@ -376,9 +406,15 @@ def test_two_projects_and_a_node_in_one_application(place: Place) -> None:
 
 
 def test_who_is_missed_is_named(place: Place, eventually: Eventually) -> None:
+    notes: list[str] = []
+
+    class Noting(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
     async def application() -> None:
         async with Supervisor(
-            shown(place), in_process=True, watcher=Silent(), drain_timeout=0.1
+            shown(place), in_process=True, watcher=Noting(), drain_timeout=0.1
         ) as project:
             await eventually.on_loop(lambda: project.status().verdict.kind == "absent", 20)
             verdict = project.status().verdict
@@ -386,6 +422,9 @@ def test_who_is_missed_is_named(place: Place, eventually: Eventually) -> None:
             for change in (project.restart("show"), project.scale({"show": 2})):
                 with pytest.raises(ChangeError, match="show.0 is not attached"):
                     await change
+            assert not notes
+            project.drain()
+            assert notes == ["show is absent: what waits for it needs its application"]
             project.kill()
 
     asyncio.run(application())

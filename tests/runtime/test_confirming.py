@@ -140,7 +140,7 @@ def test_a_link_that_forgets_is_refused_wherever_it_is(play: Any) -> None:
     )
     assert told == [
         "out.deliver(): nobody learns what becomes of a message on b.out -> c.x, which is "
-        "at-most-once; use send(), or make that link at-least-once"
+        "at-most-once; use send(), in a handler or run(), or make that link at-least-once"
     ]
 
 
