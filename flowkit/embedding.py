@@ -6,7 +6,7 @@ import asyncio
 import signal
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from flowkit.errors import ProjectFailed
 from flowkit.protocol.project import Status
@@ -120,7 +120,9 @@ class Embeddable(ABC):
 
 class Signals:
     """The first SIGINT or SIGTERM drains a project, a second one kills it, from `install`, which
-    is called in the main thread, to `remove`."""
+    is called in the main thread, to `remove`. Several projects on a loop all hear them."""
+
+    _installed: ClassVar[list[Signals]] = []
 
     def __init__(self, project: Embeddable, drain_timeout: float = DRAIN_TIMEOUT) -> None:
         self._project = project
@@ -138,12 +140,24 @@ class Signals:
 
     def install(self) -> None:
         """Handle the signals on the running loop."""
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         for number in SIGNALS:
-            self._loop.add_signal_handler(number, self.interrupt)
+            loop.add_signal_handler(number, self._interrupt_all, loop)
+        self._loop = loop
+        self._installed.append(self)
 
     def remove(self) -> None:
-        """Give the signals back. Twice is fine."""
+        """Give the signals back, unless another project wants them. Twice is fine."""
         loop, self._loop = self._loop, None
-        for number in SIGNALS if loop is not None else ():
-            loop.remove_signal_handler(number)  # type: ignore[union-attr]
+        if loop is None:
+            return
+        self._installed.remove(self)
+        if not any(one._loop is loop for one in self._installed):
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+
+    @classmethod
+    def _interrupt_all(cls, loop: asyncio.AbstractEventLoop) -> None:
+        for one in list(cls._installed):
+            if one._loop is loop:
+                one.interrupt()

@@ -218,6 +218,30 @@ def test_signals_only_where_they_are_asked_for(place: Place, eventually: Eventua
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_a_signal_drains_all_that_asked_for_it(place: Place) -> None:
+    def topology(name: str) -> Path:
+        return place.topology(
+            {
+                "read": node("Numbers", settings={"count": 10, "until": place.file("never")}),
+                "tally": node("Tally", settings={"path": place.file(name)}),
+            },
+            [link("read.numbers -> tally.numbers")],
+            project=name,
+        )
+
+    async def application() -> None:
+        one, two = (Supervisor(topology(name), in_process=True, signals=True) for name in "ab")
+        async with asyncio.timeout(60), one:
+            async with two:
+                os.kill(os.getpid(), signal.SIGTERM)
+                await two.drained()
+                await one.drained()
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL, "one is here still"
+
+    asyncio.run(application())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 def test_a_wrong_topology_lists_its_problems(place: Place) -> None:
     with pytest.raises(TopologyError) as wrong:
         flowkit.Supervisor(place.topology({"read": node("Numbrs")}, []))

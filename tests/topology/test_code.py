@@ -204,7 +204,7 @@ def test_what_is_wrong_at_once() -> None:
         made.node("b", "m:C", {"x": object()})
     for arguments in ((node, "b.x"), ("b.x", node), ("b.x", [node])):
         with pytest.raises(TypeError, match="<node a> is a node: name a channel of it, like a.ch"):
-            made.link(*arguments)  # type: ignore[arg-type]
+            made.link(*arguments)
     with pytest.raises(TypeError, match="5 is no channel"):
         made.link("a.x", 5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="'use' is a class or 'package.module:Class', not 5"):
