@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from flowkit.errors import OperatorError
 from flowkit.operations import Given
 from flowkit.report import Report
 from flowkit.supervisor import Supervisor
@@ -17,7 +18,8 @@ def run_in_process(topology: Given, *, resume: bool = False, fresh: bool = False
     end by themselves. For `resume` and `fresh` see `Supervisor`. What replicas log is logged by
     their loggers, what they print is printed; nothing is set up.
 
-    Raises `TopologyError` for a topology that cannot be run, `ProjectFailed` if it was not drained;
+    Raises `TopologyError` for a topology that cannot be run, `OperatorError` for one with external
+    nodes, which would wait for ever to be attached; `ProjectFailed` if it was not drained;
     RuntimeError where a loop runs already: there it is a `Supervisor` with ``in_process=True``.
     """
     if asyncio._get_running_loop() is not None:
@@ -29,6 +31,12 @@ def run_in_process(topology: Given, *, resume: bool = False, fresh: bool = False
 
     async def run() -> Report:
         supervisor = Supervisor(topology, in_process=True, resume=resume, fresh=fresh)
+        external = [node.name for node in supervisor.plan.nodes if node.external]
+        if external:
+            raise OperatorError(
+                f"nobody can attach {', '.join(external)} while run_in_process() has the program",
+                "async with flowkit.Supervisor(topology, in_process=True), and attach in the block",
+            )
         async with supervisor as project:
             return await project.drained()
 

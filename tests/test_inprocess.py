@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 import flowkit
-from flowkit.errors import ProjectFailed
+from flowkit.errors import OperatorError, ProjectFailed
 from tests.e2e.harness import Place, environment, link
 
 pytestmark = pytest.mark.e2e
@@ -136,3 +136,10 @@ def test_not_inside_a_loop(place: Place) -> None:
 
     with pytest.raises(RuntimeError, match="in_process=True"):
         asyncio.run(wrong())
+
+
+def test_nobody_could_attach() -> None:
+    topology = flowkit.Topology("alone")
+    topology.node("feed", "tests.e2e.nodes:Numbers", external=True)
+    with pytest.raises(OperatorError, match="nobody can attach feed"):
+        flowkit.run_in_process(topology)
