@@ -73,7 +73,7 @@ class Worker(Node):
 
 
 class Sink(Node):
-    """Collects results; the first find stops the workers."""
+    """Collects results; from the first find on it stops the workers."""
 
     stateful = True
 
@@ -88,9 +88,10 @@ class Sink(Node):
         self.searched += result.searched
         self.skipped += not result.searched
         if result.found is not None:
-            if not self.found:
-                self.control.send(STOP)
             self.found.append(result.found)
+        if self.found and result.searched:
+            # Once more for each that has not heard it: a SUB may connect after a PUB has sent.
+            self.control.send(STOP)
 
     def finish(self) -> None:
         print(f"found {min(self.found)}" if self.found else "found nothing")

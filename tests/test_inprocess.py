@@ -140,6 +140,7 @@ def test_not_inside_a_loop(place: Place) -> None:
 
 def test_nobody_could_attach() -> None:
     topology = flowkit.Topology("alone")
-    topology.node("feed", "tests.e2e.nodes:Numbers", external=True)
+    feed = topology.node("feed", "tests.e2e.nodes:Numbers", external=True)
+    topology.link(feed.numbers, topology.node("talk", "tests.e2e.nodes:Talker").numbers)
     with pytest.raises(OperatorError, match="nobody can attach feed"):
         flowkit.run_in_process(topology)

@@ -50,8 +50,8 @@ def test_the_work_distributor_finds_it_and_stops(place: Place) -> None:
     assert searched >= number // 5000 // 3
     assert skipped > 0, "somebody searched on although it was found"
     assert result.link("worker.results -> sink.results")["done"] == 800
-    stop = [link for link in result.report["links"] if link["from"] == "sink.control"]
-    assert [(link["sent"], link["done"]) for link in stop] == [(1, 1)]
+    (stop,) = [link for link in result.report["links"] if link["from"] == "sink.control"]
+    assert stop["sent"] >= stop["done"] >= 1
 
 
 def test_a_worker_that_is_stopped_searches_nothing() -> None:
