@@ -69,9 +69,6 @@ OTHERS = {
 PUBLISHERS = frozenset({"PUB", "XPUB"})
 SUBSCRIBERS = frozenset({"SUB", "XSUB"})
 
-BOUND_FOR_ONE = frozenset({"PAIR"})
-"""Types that have one peer at most."""
-
 TRANSPORTS = {
     "ipc": frozenset(SOCKETS),
     "tcp": frozenset(SOCKETS),

@@ -33,7 +33,14 @@ from flowkit.runtime.handling import Undertaker
 from flowkit.runtime.runner import Runner
 from flowkit.runtime.spec import ReplicaSpec, terms_of
 from flowkit.store import DeadLetter
-from flowkit.topology.plan import ErrorPolicy, LinkPlan, NodePlan, Plan, RestartPlan
+from flowkit.topology.plan import (
+    DEFAULT_WINDOW_BYTES,
+    ErrorPolicy,
+    LinkPlan,
+    NodePlan,
+    Plan,
+    RestartPlan,
+)
 from flowkit.transport.memory import MemoryHub, MemoryTransport
 
 FEED, TAKE = "test-feed", "test-take"
@@ -378,9 +385,9 @@ def _plan(info: NodeInfo, policy: ErrorPolicy, changes: Mapping[str, Mapping[str
         nodes.append(_node(FEED, None, ErrorPolicy(), 1, outputs=feeds))
     if takes:
         nodes.append(_node(TAKE, None, ErrorPolicy(), 2, inputs=takes))
-    links = [_link(index, FEED, name, one) for index, one in enumerate(feeds)]
+    links = [link_plan(FEED, one, name, one, index) for index, one in enumerate(feeds)]
     links = [_changed(link, changes.get(link.into, {})) for link in links]
-    links += [_link(index, name, TAKE, one) for index, one in enumerate(takes, len(links))]
+    links += [link_plan(name, one, TAKE, one, index) for index, one in enumerate(takes, len(links))]
     asked = {one for one in feeds if isinstance(info.inputs[one], Serve)} | set(info.calls)
     links = [_request(link) if link.out in asked else link for link in links]
     return Plan("test", "", nodes, links, [])
@@ -413,18 +420,21 @@ def _node(
     )
 
 
-def _link(index: int, source: str, target: str, channel: str) -> LinkPlan:
+def link_plan(
+    source: str, out: str, target: str, into: str, index: int = 0, window: int = WINDOW
+) -> LinkPlan:
+    """A link as a file has it that says no more than where it leads, of one replica to one."""
     return LinkPlan(
         index=index,
-        name=f"{source}.{channel} -> {target}.{channel}",
+        name=f"{source}.{out} -> {target}.{into}",
         source=source,
-        out=channel,
+        out=out,
         target=target,
-        into=channel,
+        into=into,
         route="balance",
         by=None,
-        window=WINDOW,
-        window_bytes=64 << 20,
+        window=window,
+        window_bytes=DEFAULT_WINDOW_BYTES,
         codec=None,
         delivery="at-least-once",
         when_full="block",
@@ -474,14 +484,9 @@ class _Watched(Runner):
         """Let `undertaker` have what is given up from now on."""
         self._undertaker = self._shop.undertaker = undertaker
 
-    # In one process without sockets nobody falls silent, and whoever advances the time knows
-    # what stands still: neither needs to be looked at four times a second, for hours maybe.
-
-    def _watch_over(self) -> None:
-        return None
-
-    def _tick(self) -> None:
-        return None
+    def _beat(self) -> None:
+        """Nothing: in one process without sockets nobody falls silent, and whoever advances the
+        time knows what stands still. It need not be looked at four times a second, for hours."""
 
 
 class _Witness(Undertaker):

@@ -38,9 +38,9 @@ from flowkit.runtime.planning import load_plan
 from flowkit.store import DeadLetter
 from flowkit.supervisor import Supervisor
 from flowkit.testing import stand_ins
+from flowkit.testing.rig import link_plan
 from flowkit.topology.plan import (
     DEFAULT_WINDOW,
-    DEFAULT_WINDOW_BYTES,
     ErrorPolicy,
     LinkPlan,
     NodePlan,
@@ -474,21 +474,4 @@ def _node(
 
 
 def _link(source: str, out: str, target: str, into: str) -> LinkPlan:
-    return LinkPlan(
-        index=0,
-        name=f"{source}.{out} -> {target}.{into}",
-        source=source,
-        out=out,
-        target=target,
-        into=into,
-        route="balance",
-        by=None,
-        window=DEFAULT_WINDOW,
-        window_bytes=DEFAULT_WINDOW_BYTES,
-        codec=None,
-        delivery="at-least-once",
-        when_full="block",
-        transport="auto",
-        producers=1,
-        consumers=1,
-    )
+    return link_plan(source, out, target, into, window=DEFAULT_WINDOW)
