@@ -216,6 +216,8 @@ class Connection(connection.Connection):
             return
         pending = self._pending
         try:
+            if self._socket.fileno() < 0:
+                return  # closed meanwhile, or before: whoever looks after it has not noticed
             while pending:
                 batch = pending[:MOST]
                 # Other threads may have left more in the meantime than one packet can have.
@@ -365,8 +367,8 @@ class Connection(connection.Connection):
             with self._writing:  # the thread may be sending just now
                 self._pending.clear()
                 self._socket.close()
-            self._cells.release()
-            self._outward.release()
+                self._cells.release()
+                self._outward.release()
             os.close(self._memory)
 
 

@@ -291,3 +291,15 @@ def test_a_simple_queue_is_shared_by_all(make: Make, start: Start) -> None:
     tasks.close()
     with pytest.raises(OSError):  # noqa: PT011
         tasks.put(1)
+
+
+def test_an_end_that_was_closed_is_not_sent_from() -> None:
+    """Whoever looks after the ends that have something pending may notice late."""
+    one, other = mp.Pipe()
+    with other:
+        one.send(1)
+        one.close()
+        connection._flusher.add(one)
+        connection._flusher.flush()
+        one.flush(wait=False)
+        assert other.recv() == 1
