@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import psutil
+
 from flowkit.bench.processes import memory
 from flowkit.bench.project import run_project
 from flowkit.bench.tally import figures
@@ -26,7 +28,7 @@ def flowkit(count: int) -> dict[str, float]:
             done = project.report().links[0].entry.done / count
             try:
                 samples.append((done, sum(map(memory, project.pids.values()))))
-            except (OSError, StopIteration):  # one of them has just ended
+            except (OSError, psutil.Error, StopIteration):  # one of them has just ended
                 continue
             finally:
                 await asyncio.wait([waiting], timeout=EVERY)
