@@ -162,12 +162,14 @@ def test_who_is_busy_and_who_waits(play: Any) -> None:
     )
     status = stage.supervisor.status()
     source, middle, end = (of(status, name) for name in "abc")
-    assert middle.busy_seconds >= 1.0 and end.busy_seconds < 0.5
-    assert source.waiting_seconds > 0.5 > source.busy_seconds
-    assert middle.waiting_seconds < 0.3
+    # On a machine that does something else everything takes longer, in proportion.
+    whole = middle.busy_seconds
+    assert whole >= 1.0 and end.busy_seconds < 0.5 * whole
+    assert source.waiting_seconds > 0.5 * whole > source.busy_seconds
+    assert middle.waiting_seconds < 0.3 * whole
     first, second = status.links
     assert first.full_seconds == pytest.approx(source.waiting_seconds, abs=0.01)
-    assert second.full_seconds < 0.3
+    assert second.full_seconds < 0.3 * whole
 
 
 def test_coroutines_are_busy_by_the_part_of_their_handlers_that_run(play: Any) -> None:
