@@ -691,7 +691,7 @@ def test_the_busiest_node_is_named(play: Any) -> None:
 
     report, _ = play({"a": Reads, "b": Works}, ["a.out -> b.x"])
     assert report.verdict.bottleneck == "b" and report.verdict.advice == "scale b"
-    assert {node.node: node.busy > 0.5 for node in report.nodes} == {"a": False, "b": True}
+    assert max(report.nodes, key=lambda node: node.busy).node == "b"
 
 
 def test_nothing_is_logged_about_a_run_in_order(play: Any, caplog: Any) -> None:
