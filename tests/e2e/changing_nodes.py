@@ -196,4 +196,5 @@ class Bag(Node):
         numbers = list(self.seen)
         text = {"distinct": len(counts), "most": counts[-1] if counts else 0}
         text |= {"top": max(numbers, default=-1), "sum": sum(numbers)}
+        text["total"] = sum(number * times for number, times in self.seen.items())
         self.path.write_text(json.dumps(text))

@@ -367,7 +367,7 @@ async def test_what_a_removed_replica_says_last_arrives(place: Place) -> None:
     assert report.exit == 0
     total = report.links[0].entry.done
     seen = json.loads(Path(place.file("bag")).read_text())
-    assert seen["sum"] == total
+    assert seen["total"] == total  # two of them may have counted the same
     assert report.links[1].entry.done == 4  # one for each life: 1, 2, 1 again, and 0
     assert not any(one.lost_state for one in report.nodes)
 

@@ -32,7 +32,7 @@ from flowkit.topology.plan import (
     forgetting,
 )
 
-SECONDS = 20.0
+SECONDS = 60.0
 """How long a project may take; a test that needs as much has failed."""
 
 AGAIN = RestartPlan(max=5, window=60.0, backoff=0.0)
