@@ -123,3 +123,27 @@ def flowkit(count: int, route: str) -> dict[str, float]:
             [{"from": "produce.messages", "to": [f"{name}.messages" for name in names]}],
         )
     return figures(words.tallies, CONSUMERS * count)
+
+
+def published(count: int) -> dict[str, float]:
+    """Four replicas that subscribe to everything, with ``pattern: pubsub``: counted is what has
+    arrived.
+
+    Whoever is in the file gets what is published before its first session, so nobody has to wait
+    for subscriptions.
+    """
+    report, words = run_project(
+        {
+            "produce": {"use": "flowkit.bench.nodes:Produce", "with": {"count": count}},
+            "consume": {"use": "flowkit.bench.nodes:Consume", "replicas": CONSUMERS},
+        },
+        [{"from": "produce.messages", "to": "consume.messages", "pattern": "pubsub"}],
+    )
+    found = figures(words.tallies, CONSUMERS * count, lossy=True)
+    # What the library says it has dropped is what has not arrived.
+    if found["count"] + report.dropped != CONSUMERS * count:
+        raise ValueError(
+            f"{found['count']:,.0f} messages have arrived and {report.dropped:,} were dropped, "
+            f"of {CONSUMERS * count:,}"
+        )
+    return found

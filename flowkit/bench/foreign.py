@@ -1,8 +1,9 @@
-"""A plain PUSH socket outside, and a node that listens to it."""
+"""A plain PUSH socket outside, and a node that listens to it, or has an endpoint for it."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 
 import zmq
 
@@ -12,7 +13,8 @@ from flowkit.bench.nodes import BLOCK
 from flowkit.bench.payload import SHORT
 from flowkit.bench.project import run_project
 from flowkit.bench.tally import Tally, figures
-from flowkit.channels import Out
+from flowkit.channels import In, Out
+from flowkit.clock import monotonic
 from flowkit.node import Node
 
 ADDRESS = "ipc://foreign"
@@ -67,6 +69,28 @@ class Listen(Node):
         self.context.term()
 
 
+class Receive(Node):
+    """Counts messages, and ends the project with the last of them: an endpoint has no end."""
+
+    messages = In(bytes)
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.seen = 0
+        self.first = self.last = 0.0
+
+    def on_messages(self, message: bytes) -> None:
+        if not self.seen:
+            self.first = monotonic()
+        self.seen += 1
+        if self.seen == self.count:
+            self.last = monotonic()
+            self.drain()
+
+    def finish(self) -> None:
+        print(json.dumps(Tally(self.seen, self.first, self.last).as_dict()), flush=True)
+
+
 def flowkit(count: int) -> dict[str, float]:
     """A foreign PUSH, `Listen`, and `Consume`."""
     [_, tallies] = run_crew((_push, (count,)), (_listen, (count,)))
@@ -87,5 +111,27 @@ def _listen(count: int) -> list[Tally]:
             "consume": {"use": "flowkit.bench.nodes:Consume"},
         },
         [{"from": "listen.messages", "to": "consume.messages"}],
+    )
+    return words.tallies
+
+
+def endpoint(count: int) -> dict[str, float]:
+    """A foreign PUSH, and a node whose input has an endpoint, as the topology says."""
+    [_, tallies] = run_crew((_push, (count,)), (_receive, (count,)))
+    return figures(tallies, count)
+
+
+def _receive(count: int) -> list[Tally]:
+    _, words = run_project(
+        {"receive": {"use": "flowkit.bench.foreign:Receive", "with": {"count": count}}},
+        [],
+        endpoints=[
+            {
+                "channel": "receive.messages",
+                "socket": "PULL",
+                "bind": ADDRESS,
+                "options": {"rcvhwm": HIGH_WATER},
+            }
+        ],
     )
     return words.tallies

@@ -43,11 +43,16 @@ class Words(Silent):
 
 
 def write_topology(
-    name: str, nodes: Mapping[str, Mapping[str, Any]], links: Sequence[Mapping[str, Any]]
+    name: str,
+    nodes: Mapping[str, Mapping[str, Any]],
+    links: Sequence[Mapping[str, Any]],
+    endpoints: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """A topology file in the current directory, which is the round's own. (JSON is YAML.)"""
     path = Path(f"{name}.yaml")
-    topology = {"flowkit": 1, "project": name, "nodes": nodes, "links": links}
+    topology: dict[str, Any] = {"flowkit": 1, "project": name, "nodes": nodes, "links": links}
+    if endpoints:
+        topology["endpoints"] = endpoints
     path.write_text(json.dumps(topology, indent=2), encoding="utf-8")
     return path
 
@@ -56,12 +61,13 @@ def run_project(
     nodes: Mapping[str, Mapping[str, Any]],
     links: Sequence[Mapping[str, Any]],
     meanwhile: Callable[[Supervisor], Awaitable[None]] | None = None,
+    endpoints: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[Report, Words]:
     """Run a topology to its end, and `meanwhile` beside it.
 
     Raises ProjectFailed unless it has drained with nothing given up.
     """
-    path = write_topology("bench", nodes, links)
+    path = write_topology("bench", nodes, links, endpoints)
     words = Words()
 
     async def run() -> Report:

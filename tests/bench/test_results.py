@@ -85,13 +85,26 @@ def test_there_is_always_something_to_measure() -> None:
 
 def test_figures_are_from_the_first_message_to_the_last_of_all() -> None:
     found = figures([Tally(500, 10.0, 11.5), Tally(501, 10.5, 12.0)], 1001, size=8)
-    assert found == {"rate": 500.0, "seconds": 2.0, "count": 1001.0, "bandwidth": 4000.0}
+    assert (found["rate"], found["seconds"], found["bandwidth"]) == (500.0, 2.0, 4000.0)
+    assert (found["count"], found["missed"]) == (1001, 0)
 
 
 @pytest.mark.parametrize("count", [99, 101])
 def test_a_round_in_which_messages_are_missing_is_none(count: int) -> None:
     with pytest.raises(ValueError, match=f"{count} messages have arrived, and 100 were sent"):
         figures([Tally(count, 0.0, 1.0)], 100)
+
+
+def test_what_may_be_missed_is_told_and_does_not_count() -> None:
+    # The third got nothing: it has no first message, and the end of its stream came later.
+    tallies = [Tally(50, 10.0, 11.0), Tally(26, 10.5, 12.0), Tally(0, 0.0, 13.0)]
+    found = figures(tallies, 300, lossy=True)
+    assert found["rate"] == pytest.approx(75 / 2)
+    assert (found["count"], found["missed"]) == (76, pytest.approx(224 / 300))
+    assert figures([Tally(100, 0.0, 1.0)], 100)["missed"] == 0
+    for count in (0, 101):
+        with pytest.raises(ValueError, match="have arrived, and 100 were sent"):
+            figures([Tally(count, 0.0, 1.0)], 100, lossy=True)
 
 
 def test_messages_are_what_they_are_called() -> None:

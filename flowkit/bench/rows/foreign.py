@@ -16,8 +16,9 @@ def row(quick: bool) -> Row:
             Contestant("naive ZMQStream", "flowkit.bench.hops:stream", first=10_000),
             Contestant("pyzmq PULL, blocking", "flowkit.bench.hops:pyzmq", first=100_000),
             Contestant("flowkit node", "flowkit.bench.foreign:flowkit", first=50_000),
+            Contestant("flowkit endpoint", "flowkit.bench.foreign:endpoint", first=10_000),
         ],
-        note="flowkit's is a node whose run() owns a PULL socket and sends on what it receives, "
-        "and a second node handles it, so this is two hops, the second of them acknowledged. An "
-        "endpoint does it without code; it books each message by itself, and is not measured.",
+        note="flowkit's node is one whose run() owns a PULL socket and sends on what it receives, "
+        "and a second node handles it, so this is two hops, the second of them acknowledged. The "
+        "endpoint needs no code for the socket, and is one hop; it books each message by itself.",
     )
