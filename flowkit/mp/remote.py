@@ -12,6 +12,7 @@ import zmq
 from flowkit.clock import monotonic
 from flowkit.errors import TransportError
 from flowkit.mp.items import codec as codec_of
+from flowkit.topology.addresses import to_connect
 
 SLICE = 2.0
 """Seconds that one question waits for an item, or for room, before it is asked again: so it is
@@ -22,7 +23,10 @@ SILENCE = 5.0
 
 
 def connect(address: str, codec: str = "msgpack") -> RemoteQueue:
-    """The queue that is served at `address`; `codec` is the one that it was made with."""
+    """The queue that is served at `address`; `codec` is the one that it was made with.
+
+    Raises ValueError if `address` is none to connect to, or there is no such codec.
+    """
     return RemoteQueue(address, codec)
 
 
@@ -34,6 +38,7 @@ class RemoteQueue:
     """
 
     def __init__(self, address: str, codec: str) -> None:
+        to_connect(address)  # raises ValueError
         self._address = address
         self._codec = codec_of(codec)
         self._lock = threading.Lock()

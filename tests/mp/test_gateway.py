@@ -154,9 +154,28 @@ def test_a_closed_queue_is_not_served(make: Make, monkeypatch: pytest.MonkeyPatc
     [
         ({"address": LOCAL}, ValueError, "not pickle"),
         ({"address": "tcp://*:*", "codec": "raw"}, ValueError, "insecure=True"),
+        ({"address": "tcp://127.example:5555", "codec": "raw"}, ValueError, "insecure=True"),
+        ({"address": "tcp://127.0.0.1:99999", "codec": "raw"}, ValueError, "up to 65535; pass"),
+        ({"address": "tcp://127.0.0.1:65536", "codec": "raw"}, ValueError, "up to 65535; pass"),
+        ({"address": "tcp://127.0.0.1:-1", "codec": "raw"}, ValueError, "form tcp://HOST:PORT"),
+        ({"address": "tcp://127.0.0.1:0;[::1]:*", "codec": "raw"}, ValueError, "of the form"),
         ({"address": "ipc:///no/such/place/s", "codec": "raw"}, TransportError, "/no/such/place"),
     ],
 )
 def test_addresses_that_are_refused(settings: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         mp.Queue(**settings)
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("tcp://127.0.0.1:99999", "ports go up to 65535; pass one like tcp://127.0.0.1:5555"),
+        ("tcp://127.0.0.1:five", "not of the form tcp://HOST:PORT"),
+        ("tcp://127.0.0.1:*", "the port of the peer"),
+        ("tcp://127.0.0.1:0", "the port of the peer"),
+    ],
+)
+def test_addresses_that_are_not_connected_to(address: str, text: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot connect to .*{text}"):
+        mp.connect(address)
