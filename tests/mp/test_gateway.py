@@ -131,6 +131,31 @@ def test_connect_has_the_methods_of_a_queue(make: Make) -> None:
         far.task_done()
 
 
+@pytest.mark.parametrize("method", ["send_multipart", "poll", "recv_multipart"])
+def test_who_was_interrupted_may_ask_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    queue = make(mp.Queue, codec="raw", address=LOCAL)
+    far = make(mp.connect, queue.address, codec="raw")
+    call = getattr(zmq.Socket, method)
+
+    def interrupted(socket: zmq.Socket[bytes], *arguments: Any, **settings: Any) -> Any:
+        ours = socket.type == zmq.REQ  # the gateway has sockets in this process too
+        result = (
+            None if ours and method != "send_multipart" else call(socket, *arguments, **settings)
+        )
+        if ours:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zmq.Socket, method, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            far.qsize()
+    far.put(b"x")
+    assert (far.get(), far.qsize()) == (b"x", 0)
+
+
 def test_nobody_is_there(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowkit.mp.remote.SILENCE", 0.05)
     far = make(mp.connect, "ipc://nobody-is-there")
