@@ -14,7 +14,7 @@ from flowkit.control.logfile import timestamp
 from flowkit.control.records import LogLine
 from flowkit.errors import OperatorError
 from flowkit.logs import Collector, Entry, keys
-from flowkit.topology.endpoints import address as check_address
+from flowkit.topology.addresses import address as check_address
 
 
 def collect(

@@ -10,6 +10,7 @@ import zmq
 from flowkit.clock import Clock, wall
 from flowkit.errors import TransportError
 from flowkit.logs.signing import Entry, Verifier
+from flowkit.topology.addresses import to_bind
 
 LARGEST = 1 << 20
 """Bytes of a frame; the connection of whoever sends a larger one is cut."""
@@ -20,7 +21,7 @@ class Collector:
 
     `complain(reason)` is called for the first record that is refused for a reason; `verifier`
     counts all of them. `endpoint` is the address as it is to be connected to. Raises
-    TransportError if it cannot be bound. `close` it.
+    ValueError if `address` is none, TransportError if it cannot be bound. `close` it.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Collector:
         complain: Callable[[str], None] = lambda reason: None,
         clock: Clock = wall,
     ) -> None:
+        to_bind(address)  # raises ValueError
         self.verifier = Verifier(key)
         self._complain = complain
         self._clock = clock

@@ -14,6 +14,7 @@ from flowkit.clock import wall
 from flowkit.logs import keys
 from flowkit.logs.signing import Entry, sign
 from flowkit.runtime.logs import record_of
+from flowkit.topology.addresses import to_connect
 
 WAITING = 10_000
 """Records that wait in memory while nobody collects."""
@@ -28,12 +29,14 @@ class Handler(logging.Handler):
 
     It never waits: what does not fit into `WAITING` is skipped, and the next record that is sent
     says how many were. A collector may come later, and may be started again. A forked child sends
-    a stream of its own. Raises OperatorError if there is no key.
+    a stream of its own. Raises ValueError if `address` is none to connect to, OperatorError if
+    there is no key.
     """
 
     def __init__(
         self, address: str, key: bytes | None = None, level: int | str = logging.NOTSET
     ) -> None:
+        to_connect(address)  # raises ValueError
         super().__init__(level)
         self._address = address
         self._key = key if key is not None else keys.find()

@@ -36,11 +36,10 @@ import zmq
 from flowkit.clock import monotonic
 from flowkit.errors import TransportError
 from flowkit.mp.items import Codec
+from flowkit.topology.addresses import to_bind
 
 AGAIN = 0.01
 """Seconds after which it is looked again whether there is room: nobody tells when there is."""
-
-_LOOPBACK = ("tcp://127.", "tcp://localhost:", "tcp://[::1]:", "ipc://", "inproc://")
 
 
 class Served(Protocol):
@@ -66,7 +65,7 @@ class Gateway:
     """Serves `queue` at `address` until it is stopped, or nobody refers to the queue any more.
 
     `endpoint` is the address as it is to be connected to. Raises TransportError if it cannot be
-    bound, ValueError if it is open to other hosts and that was not said to be meant.
+    bound, ValueError if it is none, or open to other hosts and that was not said to be meant.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class Gateway:
     ) -> None:
         if codec.name == "pickle":
             raise ValueError("a queue with an address needs codec='msgpack' or 'raw', not pickle")
-        if not address.startswith(_LOOPBACK) and not insecure:
+        if not to_bind(address).local and not insecure:
             raise ValueError(
                 f"anybody who reaches {address} could put and get: pass insecure=True if that is"
                 " meant, or an address of this host, and a tunnel"

@@ -39,7 +39,7 @@ class Queue:
     With an `address` (``tcp://127.0.0.1:5555``; port ``*`` for any that is free) this process also
     serves the queue there, as long as it has it open, to whoever cannot inherit it; `address` is
     then the attribute that says where. One that other hosts reach needs ``insecure=True``. Raises
-    TransportError if it cannot be bound. See `flowkit.mp.gateway`.
+    ValueError if it is none, TransportError if it cannot be bound. See `flowkit.mp.gateway`.
     """
 
     __class_getitem__: Any = classmethod(types.GenericAlias)

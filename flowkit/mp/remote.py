@@ -12,6 +12,7 @@ import zmq
 from flowkit.clock import monotonic
 from flowkit.errors import TransportError
 from flowkit.mp.items import codec as codec_of
+from flowkit.topology.addresses import to_connect
 
 SLICE = 2.0
 """Seconds that one question waits for an item, or for room, before it is asked again: so it is
@@ -22,7 +23,10 @@ SILENCE = 5.0
 
 
 def connect(address: str, codec: str = "msgpack") -> RemoteQueue:
-    """The queue that is served at `address`; `codec` is the one that it was made with."""
+    """The queue that is served at `address`; `codec` is the one that it was made with.
+
+    Raises ValueError if `address` is none to connect to, or there is no such codec.
+    """
     return RemoteQueue(address, codec)
 
 
@@ -30,10 +34,12 @@ class RemoteQueue:
     """Puts into and gets from a queue that another process serves: see `flowkit.mp.gateway`.
 
     One round trip for each call. Every method raises TransportError if nobody answers; of an item
-    that was being put or got then, nobody knows where it is.
+    that was being put or got then, nobody knows where it is. So it is with a call that is
+    interrupted; the next one is made over a new connection.
     """
 
     def __init__(self, address: str, codec: str) -> None:
+        to_connect(address)  # raises ValueError
         self._address = address
         self._codec = codec_of(codec)
         self._lock = threading.Lock()
@@ -93,18 +99,22 @@ class RemoteQueue:
 
     def _ask(self, patience: float, *question: bytes) -> list[bytes]:
         with self._lock:
-            socket = self._connected()
-            socket.send_multipart(question)
-            if not socket.poll(round(patience * 1000)):
+            try:
+                socket = self._connected()
+                socket.send_multipart(question)
+                if not socket.poll(round(patience * 1000)):
+                    raise TransportError(f"nobody answers at {self._address}", self._address)
+                answer = socket.recv_multipart()
+            except BaseException:  # Ctrl-C too: a REQ that was not answered asks nothing more
                 self._drop()
-                raise TransportError(f"nobody answers at {self._address}", self._address)
-            answer = socket.recv_multipart()
+                raise
         if answer[0] == b"ERROR":
             raise ValueError(answer[1].decode("utf-8", "replace"))
         return answer
 
     def _connected(self) -> zmq.Socket[bytes]:
         if self._socket is None or self._pid != os.getpid():  # neither survives a fork
+            self._context = self._socket = None
             self._pid = os.getpid()
             self._context = zmq.Context()
             self._socket = self._context.socket(zmq.REQ)
@@ -113,6 +123,8 @@ class RemoteQueue:
         return self._socket
 
     def _drop(self) -> None:
-        if self._context is not None and self._pid == os.getpid():
-            self._context.destroy(linger=0)
-        self._context = self._socket = None
+        try:
+            if self._context is not None and self._pid == os.getpid():
+                self._context.destroy(linger=0)
+        finally:
+            self._context = self._socket = None

@@ -21,7 +21,7 @@ import zmq
 from flowkit.clock import monotonic
 from flowkit.errors import OperatorError
 from flowkit.protocol.sockets import Subscriptions
-from flowkit.topology.endpoints import Address, address
+from flowkit.topology.addresses import Address, address
 from flowkit.transport.foreign import ForeignSocket, Sent
 
 CHUNK = 1 << 16

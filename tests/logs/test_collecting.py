@@ -126,6 +126,21 @@ def test_an_address_that_cannot_be_bound() -> None:
             Collector(collector.endpoint, KEY)
 
 
+@pytest.mark.parametrize("port", ["99999", "65536", "-1", "five"])
+def test_a_port_that_is_none_is_refused_at_once(port: str) -> None:
+    address = f"tcp://127.0.0.1:{port}"
+    with pytest.raises(ValueError, match=rf"cannot listen at {address}: it .*; pass one like"):
+        Collector(address, KEY)
+    with pytest.raises(ValueError, match=rf"cannot connect to {address}: it .*; pass one like"):
+        Handler(address, KEY)
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:*", "tcp://127.0.0.1:0", "tcp://*:5555"])
+def test_a_handler_is_told_which_peer(address: str) -> None:
+    with pytest.raises(ValueError, match="name the host and the port of the peer"):
+        Handler(address, KEY)
+
+
 @pytest.mark.e2e
 def test_a_port_that_is_none_is_not_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWKIT_LOG_KEY", "0123456789abcdef")

@@ -131,6 +131,31 @@ def test_connect_has_the_methods_of_a_queue(make: Make) -> None:
         far.task_done()
 
 
+@pytest.mark.parametrize("method", ["send_multipart", "poll", "recv_multipart"])
+def test_who_was_interrupted_may_ask_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    queue = make(mp.Queue, codec="raw", address=LOCAL)
+    far = make(mp.connect, queue.address, codec="raw")
+    call = getattr(zmq.Socket, method)
+
+    def interrupted(socket: zmq.Socket[bytes], *arguments: Any, **settings: Any) -> Any:
+        ours = socket.type == zmq.REQ  # the gateway has sockets in this process too
+        result = (
+            None if ours and method != "send_multipart" else call(socket, *arguments, **settings)
+        )
+        if ours:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zmq.Socket, method, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            far.qsize()
+    far.put(b"x")
+    assert (far.get(), far.qsize()) == (b"x", 0)
+
+
 def test_nobody_is_there(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowkit.mp.remote.SILENCE", 0.05)
     far = make(mp.connect, "ipc://nobody-is-there")
@@ -154,9 +179,28 @@ def test_a_closed_queue_is_not_served(make: Make, monkeypatch: pytest.MonkeyPatc
     [
         ({"address": LOCAL}, ValueError, "not pickle"),
         ({"address": "tcp://*:*", "codec": "raw"}, ValueError, "insecure=True"),
+        ({"address": "tcp://127.example:5555", "codec": "raw"}, ValueError, "insecure=True"),
+        ({"address": "tcp://127.0.0.1:99999", "codec": "raw"}, ValueError, "up to 65535; pass"),
+        ({"address": "tcp://127.0.0.1:65536", "codec": "raw"}, ValueError, "up to 65535; pass"),
+        ({"address": "tcp://127.0.0.1:-1", "codec": "raw"}, ValueError, "form tcp://HOST:PORT"),
+        ({"address": "tcp://127.0.0.1:0;[::1]:*", "codec": "raw"}, ValueError, "of the form"),
         ({"address": "ipc:///no/such/place/s", "codec": "raw"}, TransportError, "/no/such/place"),
     ],
 )
 def test_addresses_that_are_refused(settings: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         mp.Queue(**settings)
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("tcp://127.0.0.1:99999", "ports go up to 65535; pass one like tcp://127.0.0.1:5555"),
+        ("tcp://127.0.0.1:five", "not of the form tcp://HOST:PORT"),
+        ("tcp://127.0.0.1:*", "the port of the peer"),
+        ("tcp://127.0.0.1:0", "the port of the peer"),
+    ],
+)
+def test_addresses_that_are_not_connected_to(address: str, text: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot connect to .*{text}"):
+        mp.connect(address)
