@@ -55,6 +55,8 @@ class Server:
                 case events.ToProducer(0, 0, frame):
                     self.up.append((self.peer, wire.encode(frame)))
                 case events.Connect():
+                    # The first line of all is no fault; that two ticks brought no answer is one.
+                    self.world.faults |= bool(self.peer)
                     self.reconnect()
                 case events.CallFinish():
                     self.engine.finished()

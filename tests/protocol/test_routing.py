@@ -140,9 +140,11 @@ def test_what_is_too_large_for_one_batch_is_cut_the_same_way_each_time(sizes: li
     assert [message for _, batch in batches for message in batch] == messages
     for _, batch in batches:
         assert len(batch) == 1 or len(codec_for(bytes).encode(batch)) <= 120
-    # And not into crumbs: only what is itself too large makes its neighbours part.
+    # And not into crumbs: what is cut in two, seven times at most, has something large in it, or
+    # is too large although nothing in it is (with the two bytes that stand before each message).
     large = sum(size > 60 for size in sizes)
-    assert len(batches) <= 1 + large * 7
+    others = sum(size + 2 for size in sizes if size <= 60)
+    assert len(batches) <= 1 + 7 * (large + others // 118)
 
 
 def test_a_batch_that_is_cut_is_not_encoded_many_times_over_at_once(
