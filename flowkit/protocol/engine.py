@@ -228,7 +228,12 @@ class Engine:
         """Whether new work may begin: looked at before a batch is taken, never within one."""
         if self.paused and not self.inboxes:
             return False
-        return not self.roots.full and not any(sender.full for sender in self.senders.values())
+        if self.roots.full:
+            return False
+        for sender in self.senders.values():  # no any(): this is asked several times a turn
+            if sender.full:
+                return False
+        return True
 
     def take(self, channel: str) -> tuple[InBatch, Work] | None:
         """The next batch of `channel` and the work to `release` on; None if there is none.
@@ -317,7 +322,7 @@ class Engine:
             # made of it must be cut the same way each time, as the root was stamped.
             size = sender.max_count if renewed else work.cut
             try:
-                pieces = list(_encode(outlet, messages, keys, headers, size))
+                pieces = _encode(outlet, messages, keys, headers, size)
             except (EncodeError, MessageTooLarge):
                 good, faults = _sort_out(outlet, messages, keys, headers)
                 lost = len(faults) * outlet.router.copies
@@ -333,7 +338,7 @@ class Engine:
                     )
                     for place, error in faults
                 ]
-                pieces = list(_encode(outlet, *good, size))
+                pieces = _encode(outlet, *good, size)
             # The link that the parent came on is part of the way: see `derive`.
             way = outlet.way
             if isinstance(work, InBatch):
@@ -541,7 +546,10 @@ class Engine:
 
     def _stamp(self) -> int:
         """How many messages the batches made of a root should hold: as its consumers wish."""
-        return min((sender.cut for sender in self.senders.values()), default=MAX_COUNT)
+        cut = MAX_COUNT
+        for sender in self.senders.values():
+            cut = min(cut, sender.cut)
+        return cut
 
     def _wish(self) -> int:
         """The same as far as this replica's input is concerned, to be told upstream.
@@ -584,37 +592,39 @@ def _encode(
     keys: list[Key] | None,
     headers: list[Any] | None,
     size: int,
-) -> Iterable[tuple[Cut, Payload, bytes]]:
+) -> list[tuple[Cut, Payload, bytes]]:
     if not messages:
-        return
+        return []
     router, encode = outlet.router, outlet.codec.encode
+    found: list[tuple[Cut, Payload, bytes]] = []
     shared: dict[int, list[tuple[Cut, Payload, bytes]]] = {}
     """By chunk: what several replicas get is encoded, and kept until it is acknowledged, once."""
     for piece in router.cut(messages, keys, headers, max(size, 1)):
         made = shared.get(piece.chunk)
         if made is None:
-            made = [
-                (part, payload, encode_extras(part.keys, part.headers))
-                for part, payload in _sized(encode, piece)
-            ]
+            made = _sized(encode, piece)
             if router.copies > 1:
                 shared[piece.chunk] = made
-            yield from made
+            found += made
         else:
             for part, payload, extras in made:
-                yield part._replace(group=piece.group, slot=piece.slot), payload, extras
+                found.append((part._replace(group=piece.group, slot=piece.slot), payload, extras))
+    return found
 
 
-def _sized(encode: Callable[[Sequence[Any]], Payload], whole: Cut) -> Iterable[tuple[Cut, Payload]]:
+def _sized(
+    encode: Callable[[Sequence[Any]], Payload], whole: Cut
+) -> list[tuple[Cut, Payload, bytes]]:
     """Encode a piece; cut it in two, and again, where it is too large. Depends on its content
     alone."""
+    found = []
     pieces = [whole]
     while pieces:
         piece = pieces.pop()
         payload = encode(piece.messages)
         size, count = len(payload), len(piece.messages)
         if size <= BATCH_BYTES or (count == 1 and size <= MESSAGE_BYTES):
-            yield piece, payload
+            found.append((piece, payload, encode_extras(piece.keys, piece.headers)))
         elif count == 1:
             raise MessageTooLarge(
                 f"a message of {size:,} bytes; the limit is {MESSAGE_BYTES:,}", size, MESSAGE_BYTES
@@ -623,6 +633,7 @@ def _sized(encode: Callable[[Sequence[Any]], Payload], whole: Cut) -> Iterable[t
             del payload  # it may be much larger than what is made of it at a time
             half = count // 2
             pieces += [_part(piece, slice(half, count)), _part(piece, slice(0, half))]
+    return found
 
 
 def _part(piece: Cut, place: slice) -> Cut:
@@ -643,7 +654,7 @@ def _sort_out(
         key = None if keys is None else [keys[place]]
         header = None if headers is None else [headers[place]]
         try:
-            list(_encode(outlet, [message], key, header, 1))
+            _encode(outlet, [message], key, header, 1)
         except (EncodeError, MessageTooLarge) as error:
             faults.append((place, error))
         else:

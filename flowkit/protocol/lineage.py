@@ -13,6 +13,7 @@ root is above that; what lies below can never come again and is forgotten.
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Callable
 from hashlib import blake2b
@@ -35,14 +36,13 @@ DEAD_SPANS = 8
 died. Copies of their batches can only come while older deliveries are still being settled."""
 
 
+_ROOT = struct.Struct("!HHHI6x").pack
+_PLACE = struct.Struct("!II").pack
+
+
 def root_id(origin: int, incarnation: int, sequence: int) -> bytes:
     """The id of root batch `sequence` of a replica."""
-    return b"%b%b%b%b" % (
-        origin.to_bytes(2),
-        (incarnation & 0xFFFF).to_bytes(2),
-        sequence.to_bytes(6),
-        bytes(PATH_SIZE),
-    )
+    return _ROOT(origin, incarnation & 0xFFFF, sequence >> 32, sequence & 0xFFFFFFFF)
 
 
 def derive(parent: bytes, way: bytes, chunk: int, slot: int) -> bytes:
@@ -51,12 +51,8 @@ def derive(parent: bytes, way: bytes, chunk: int, slot: int) -> bytes:
     `way` names the link that the parent came on and the output channel. Without the link in it the
     two arms of a diamond would share ids; the slot is 0 where any replica may take the batch.
     """
-    digest = blake2b(digest_size=PATH_SIZE)
-    digest.update(parent)
-    digest.update(way)
-    digest.update(chunk.to_bytes(4))
-    digest.update(slot.to_bytes(4))
-    return parent[: ID_SIZE - PATH_SIZE] + digest.digest()
+    path = b"%b%b%b" % (parent, way, _PLACE(chunk, slot))
+    return parent[: ID_SIZE - PATH_SIZE] + blake2b(path, digest_size=PATH_SIZE).digest()
 
 
 FAILED = 1
@@ -153,10 +149,12 @@ class Roots:
         low = self._open[0].sequence if self._open else sequence
         identity = root_id(self._origin, self._incarnation, sequence)
         root = Root(identity, sequence, sequence - low, position)
-        root.parents = parents
-        root.born = min((parent.born for parent in parents if parent.born), default=born)
-        for parent in parents:
-            parent.pending += 1
+        root.born = born
+        if parents:
+            root.parents = parents
+            root.born = min((parent.born for parent in parents if parent.born), default=born)
+            for parent in parents:
+                parent.pending += 1
         root.settled = lambda: self._settle(root)
         self._open.append(root)
         return root
@@ -202,7 +200,7 @@ class _Span:
     def raise_low(self, low: int) -> None:
         if low <= self.low:
             return
-        if low - self.low < len(self.roots):
+        if low - self.low <= len(self.roots):
             for sequence in range(self.low, low):
                 self.roots.pop(sequence, None)
         else:

@@ -70,6 +70,7 @@ class InBatch(Work):
 
     __slots__ = (
         "receiver",
+        "terms",
         "session",
         "count",
         "payload",
@@ -85,8 +86,17 @@ class InBatch(Work):
     def __init__(
         self, receiver: Receiver, frame: Data, settled: Callable[[], None], first: int = 0
     ) -> None:
-        super().__init__(frame.id, frame.span, frame.cut, settled, frame.born)
+        # As `Work.__init__`, without the call: one is made for each batch that comes in.
+        self.id = frame.id
+        self.span = frame.span
+        self.cut = frame.cut
+        self.born = frame.born
+        self.pending = 0
+        self.handled = False
+        self.settled = settled
+        self.taint = 0
         self.receiver = receiver
+        self.terms = receiver.terms
         self.session = frame.session
         self.sequence = frame.sequence
         self.count = frame.count
@@ -102,10 +112,6 @@ class InBatch(Work):
         self.receiver.unhandled -= 1
         self.receiver.waiting -= self.count
         super().finish()
-
-    @property
-    def terms(self) -> Terms:
-        return self.receiver.terms
 
     @property
     def size(self) -> int:
@@ -207,7 +213,7 @@ class Receiver:
         batch = self.queue.popleft()
         if batch.session == self._session:
             self._taken += 1
-            self._taken_bytes += batch.size
+            self._taken_bytes += len(batch.payload) + len(batch.extras)
         else:
             self._stale -= 1
         return batch

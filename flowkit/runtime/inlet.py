@@ -211,7 +211,7 @@ class PlainInlet(Inlet):
             self._current = current
         elif began < current.due:
             return False
-        if is_careful(current.batch) and shop.careful is not None:
+        if shop.careful is not None and is_careful(current.batch):
             return False  # a turn is asked for when that one returns
         shop.gauges[HANDLER] = self.number
         shop.gauges[SINCE_NS] = int(began * 1e9)
