@@ -5,7 +5,7 @@ delivery. It is the same in a child process and inside somebody's application: w
 transport and who calls `run`.
 
 A *turn* is one round of work: handlers over what has come in, for at most `TURN` seconds, then
-everything that is due is sent. Turns are asked for with `wake`, and run from the loop.
+everything that is due is sent. When it is taken says `Turns`.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from flowkit.runtime.spec import ReplicaSpec, terms_of
 from flowkit.runtime.stacks import warn_of_standstill
 from flowkit.runtime.tapping import Tapping
 from flowkit.runtime.timers import Timers, guard_state
+from flowkit.runtime.turns import Turns
 from flowkit.store import Store
 from flowkit.topology.plan import foreign_links
 from flowkit.transport.base import Binding, Connection, Transport
@@ -69,11 +70,6 @@ in hand, and is no source, is content with one at each tick. What wakes an idle 
 EARLY = 0.25
 """The part of a TICK by which a tick of such a replica may come early, if the loop turns anyway:
 for a heartbeat, that is. So it wakes once for both."""
-
-RESTED = 0.001
-"""Seconds without a turn after which one is taken as soon as a batch has come in, not when the loop
-has turned: there is nothing to take along. It spares what is rarely run, and so not in the caches.
-"""
 
 LAST_WORDS = 1.0
 """Seconds that the supervisor gets to hear the last log records, before they go to stderr."""
@@ -115,6 +111,8 @@ class Runner:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._left: asyncio.Future[None] = self._loop.create_future()
+        self._turns = Turns(self._turn_once, self._context, clock)
+        self.wake = self._turns.soon
         self._store = Store(spec.store, spec.durable)
         kept = [link.index for link in [*spec.outputs, *foreign_links([spec.node])]]
         self._rows = SharedRows(spec.books, len(kept)) if spec.books else None
@@ -161,7 +159,7 @@ class Runner:
         self._meter = Meter(
             self._gauges, self.engine, self._shop, self._inlets, not info.outputs, cpu
         )
-        self._outflow = Outflow(self.engine, self._ports, self._release, self.wake, clock)
+        self._outflow = Outflow(self.engine, self._ports, self._release, self._turns.now, clock)
         self._asking = Asking(self._shop, spec.outputs, self._born, self._meter.accrue)
         forgets = {link.out: link.forgets for link in spec.outputs if link.forgets}
         forgets |= {link.out: link.name for link in self._foreign.links if link.out}
@@ -188,9 +186,6 @@ class Runner:
         """Resolved when everything that was sent is acknowledged."""
         self._beginning_again = False
         self._stopped = False
-        self._awake = False
-        self._turned = 0.0
-        """When the last turn ended."""
         self._due: asyncio.TimerHandle | None = None
         self._beating: asyncio.TimerHandle | None = None
         self._tick_at = 0.0
@@ -322,7 +317,7 @@ class Runner:
             self.engine.garbage_from_consumer(link, peer, str(error))
         else:
             self.engine.from_consumer(link, peer, frame)
-        self.wake()
+        self._turns.now()
 
     def _from_producer(self, link: int, producer: int, parts: list[bytes]) -> None:
         try:
@@ -332,10 +327,8 @@ class Runner:
             self.engine.garbage_from_producer(link, producer, str(error))
         else:
             self.engine.from_producer(link, producer, frame)
-        if self._awake or self._clock() - self._turned < RESTED:
+        if not self._turns.at_once():
             self._soon()
-        else:
-            self._context.run(self._turn_once)
 
     def _from_supervisor(self, parts: list[bytes]) -> None:
         message = control.from_supervisor(parts)
@@ -453,12 +446,6 @@ class Runner:
 
     # -- turns ---------------------------------------------------------------------------------
 
-    def wake(self) -> None:
-        """There may be something to do: take a turn soon."""
-        if not self._awake:
-            self._awake = True
-            self._loop.call_soon(self._turn_once, context=self._context)
-
     def _soon(self) -> None:
         """Carry out what cannot wait for the turn, before another frame comes.
 
@@ -469,7 +456,6 @@ class Runner:
         self.wake()
 
     def _turn_once(self) -> None:
-        self._awake = False
         if self._left.done():
             return
         try:
@@ -485,6 +471,7 @@ class Runner:
     def _turn(self) -> None:
         if self._stopped:
             return
+        self._turns.begin()
         if self._inlets and self.engine.phase is Phase.OPEN:
             self._handle()
         self._committing.flush()
@@ -496,8 +483,7 @@ class Runner:
         if self._settling is not None and not self._settling.done() and self.engine.settled:
             self._settling.set_result(None)
         self._act()
-        self._turned = self._clock()
-        self._meter.note(self._turned)
+        self._meter.note(self._turns.end())
 
     def _handle(self) -> None:
         until = self._clock() + TURN
@@ -663,7 +649,7 @@ class Runner:
     def _send_timed(self, boxes: Mapping[str, Outbox]) -> None:
         """Release what a timer has sent."""
         self._release(self.engine.begin(born=self._born()), boxes)
-        self.wake()
+        self._turns.now()
 
     def _born(self) -> int:
         return int(self._clock() * 1e9)

@@ -35,14 +35,14 @@ LOOK = 128
 
 
 class Outflow:
-    """What is sent outside of handlers, and who waits for room."""
+    """What is sent outside of handlers, and who waits for room. `turn` asks for a turn."""
 
     def __init__(
         self,
         engine: Engine,
         ports: Ports,
         release: Release,
-        wake: Callable[[], None],
+        turn: Callable[[], None],
         clock: Clock,
     ) -> None:
         self.engine = engine
@@ -50,14 +50,14 @@ class Outflow:
         self._until = 0.0
         self._ports = ports
         self._release = release
-        self.wake = wake
+        self.turn = turn
         self._boxes: dict[str, Outbox] = {}
         self._waiters: list[asyncio.Future[None]] = []
 
     def open(self) -> None:
         """Let the ports send while no handler runs: for `run()`."""
         for name in self._ports.names:
-            self._boxes[name] = self._ports.idle[name] = Outbox(self.wake)
+            self._boxes[name] = self._ports.idle[name] = Outbox(self.turn)
         self._ports.close()
 
     async def close(self) -> None:
@@ -94,7 +94,7 @@ class Outflow:
         while not self.engine.room:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
-            self.wake()
+            self.turn()
             await waiter
 
     def _flush_boxes(self) -> None:
@@ -306,4 +306,4 @@ class SourceDriver(_Driver):
         if count and not self._engine.paused:
             self._gauges[READ] += count
             self._outflow.emit(self._name, self._box, self._position)
-            self._outflow.wake()
+            self._outflow.turn()

@@ -765,7 +765,7 @@ def test_room_waits_while_the_consumers_are_behind(play: Any) -> None:
             got.append(message)
 
     play({"a": Runs, "b": Slow}, [link("a.out -> b.x", window=10)])
-    assert got == list(range(400)) and slack < 60
+    assert got == list(range(400)) and slack < 100  # the window, and a batch or two
 
 
 def test_a_run_that_fails_is_started_again_and_the_loss_is_told(play: Any) -> None:
