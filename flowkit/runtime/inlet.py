@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from operator import length_hint
 from typing import Any
 
@@ -36,6 +37,18 @@ from flowkit.runtime.tracing import Trace, Tracer
 BACKOFF = 0.1
 BACKOFF_MAX = 10.0
 """Seconds before the first retry of a handler, doubled for each further one up to the maximum."""
+
+
+SLICE = 0.010
+"""Seconds of a batch that are handled before the loop turns. A batch may hold more: for handlers
+that have become slow, or of whose pace its sender knew nothing."""
+
+STRIDE = 128
+"""Messages between two looks at the clock, at most. A look and what belongs to it take 0.3 us."""
+
+STRIDE_SECONDS = 0.001
+"""What they may take: fewer follow if it was more. So it takes a handler that becomes a thousand
+times as slow for all of a stride to hold the loop for a second."""
 
 
 def backoff(attempts: int) -> float:
@@ -184,13 +197,15 @@ def is_careful(batch: InBatch) -> bool:
 
 
 class PlainInlet(Inlet):
-    """Plain handlers, one message after the other."""
+    """Plain handlers, one message after the other. A batch that takes long is handled in slices:
+    the loop turns in between, and whatever it is that waits for that."""
 
     def __init__(self, shop: Shop, channel: In[Any], number: int) -> None:
         super().__init__(shop, channel, number)
         self._boxes = shop.ports.fresh()
         self._current: _Batch | None = None
         self._tried = False
+        self._stride = 1
 
     @property
     def idle(self) -> bool:
@@ -218,13 +233,15 @@ class PlainInlet(Inlet):
         shop.ports.open(self._boxes)
         trace = current.trace
         token = trace.enter() if trace is not None else None
+        start = current.start
         try:
-            self._go_on(current)
+            self._go_on(current, shop.clock() + SLICE)  # decoding does not count
         finally:
             if trace is not None:
                 trace.exit(token)
             shop.ports.close()
             shop.gauges[HANDLER] = shop.gauges[SINCE_NS] = 0
+        shop.handled += current.start - start
         seconds = shop.clock() - began
         shop.busy += seconds
         current.spent += seconds
@@ -235,7 +252,7 @@ class PlainInlet(Inlet):
                 tracing.stamp(self._boxes.values(), [0] * len(self._boxes), trace.uniform)
                 trace.end()
             shop.release(current.work, self._boxes, batch.count)
-            shop.handled += batch.count
+            shop.handled += batch.count - len(current.messages)  # what had been given up before
             # All of a batch count with its mean: a clock for each message would cost more than
             # many a handler.
             record(shop.gauges, TIMES, current.spent / (batch.count or 1), batch.count)
@@ -269,8 +286,9 @@ class PlainInlet(Inlet):
             trace = tracing.begin(shop.tracer, self.channel.name, len(messages), contexts)
         return _Batch(batch, work, messages, places, metas, trace)
 
-    def _go_on(self, current: _Batch) -> None:
-        """Call the handler until the batch is through, or a message must wait for another try."""
+    def _go_on(self, current: _Batch, until: float) -> None:
+        """Call the handler until the batch is through, the slice is, or a message must wait for
+        another try."""
         careful = is_careful(current.batch)
         if careful:
             note_care(self.shop.gauges, current.batch.terms.index, current.batch.id)
@@ -285,7 +303,7 @@ class PlainInlet(Inlet):
                         context = trace.context(current.start - 1)
                         tracing.stamp(self._boxes.values(), marks, context)
                 else:
-                    self._many(current, marks)
+                    self._many(current, marks, until)
             except _Failed:
                 return
             except FAILED as error:
@@ -293,6 +311,8 @@ class PlainInlet(Inlet):
                     box.cut(mark)
                 if self._failed(current, error):
                     break
+            if self.shop.clock() >= until:
+                break
         if careful:
             done_care(self.shop.gauges)
 
@@ -324,38 +344,50 @@ class PlainInlet(Inlet):
             )
             raise _Failed
 
-    def _many(self, current: _Batch, marks: list[int]) -> None:
-        """Call the handler for all that is left: the hot path. If it raises, `current.start` is
-        the message that failed and `marks` is where the outputs stood before it."""
-        function = self.function
+    def _many(self, current: _Batch, marks: list[int], until: float) -> None:
+        """Call the handler for what is left, as far as there is time: the hot path. If it raises,
+        `current.start` is the message that failed and `marks` where the outputs stood before it."""
+        function, clock = self.function, self.shop.clock
         boxes = list(self._boxes.values())
         messages = current.messages
         rest = iter(messages if current.start == 0 else messages[current.start :])
+        left = len(messages) - current.start
         mark = marks[0] if marks else 0
+        now = clock()
         try:
-            # A mark before each message, so that what a failing handler sent can be cut off. The
-            # usual case of one output costs 25 ns a message, that of several five times as much.
-            if not boxes:
-                for message in rest:
-                    function(message)
-            elif len(boxes) == 1:
-                sent = boxes[0].messages
-                for message in rest:
-                    mark = len(sent)
-                    function(message)
-                marks[0] = mark
-            else:
-                sents = [box.messages for box in boxes]
-                for message in rest:
-                    marks[:] = [len(sent) for sent in sents]
-                    function(message)
+            while left and now < until:
+                # A mark before each message, so that what a failing handler sent can be cut off.
+                # The usual case of one output costs 25 ns a message, that of several five times
+                # as much.
+                stride = islice(rest, self._stride)
+                if not boxes:
+                    for message in stride:
+                        function(message)
+                elif len(boxes) == 1:
+                    sent = boxes[0].messages
+                    for message in stride:
+                        mark = len(sent)
+                        function(message)
+                else:
+                    sents = [box.messages for box in boxes]
+                    for message in stride:
+                        marks[:] = [len(sent) for sent in sents]
+                        function(message)
+                left = length_hint(rest)
+                seconds = -now
+                now = clock()
+                seconds += now
+                if seconds > STRIDE_SECONDS:
+                    self._stride = max(1, int(self._stride * STRIDE_SECONDS / seconds))
+                elif self._stride < STRIDE:
+                    self._stride *= 2
         except FAILED:
             if len(boxes) == 1:
                 marks[0] = mark
             # The iterator knows how far it was, so that nothing is counted while all goes well.
             current.start = len(messages) - length_hint(rest) - 1
             raise
-        current.start = len(messages)
+        current.start = len(messages) - left
 
     def _failed(self, current: _Batch, error: BaseException) -> bool:
         """The message at `current.start` failed. True if it must wait for another try."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 from flowkit import In, Meta, Node, Out
@@ -18,6 +19,22 @@ class Texts(Node):
 
     def on_numbers(self, number: int) -> None:
         self.texts.send(f"text {number}")
+
+
+class Tires(Node):
+    """Passes numbers on: at once up to `after`, and then one in `busy` seconds."""
+
+    numbers = In(int)
+    results = Out(int)
+
+    def __init__(self, after: int, busy: float) -> None:
+        self.after = after
+        self.busy = busy
+
+    def on_numbers(self, number: int) -> None:
+        if number > self.after:
+            time.sleep(self.busy)
+        self.results.send(number)
 
 
 class Coroutines(Node):

@@ -94,6 +94,17 @@ def test_a_message_that_always_spins(place: Place) -> None:
     assert result.total("dead_lettered") == 0
 
 
+def test_a_handler_that_has_become_slow_is_not_stuck(place: Place) -> None:
+    """Its batches were cut for a fast one: each takes longer than the watchdog now, and no message
+    does."""
+    settings = {"after": 7000, "busy": 0.001}
+    work = {**node("", settings=settings, watchdog="500ms"), "use": OWN + "Tires"}
+    result = place.up(project(place, work, count=10_000)).wait()
+    result.check_drained()
+    place.check_exact(10_000)
+    assert result.restarts("work") == 0
+
+
 def test_waiting_for_room_is_not_stuck(place: Place) -> None:
     """A worker that has input, and no room to send, waits longer than its watchdog."""
     topology = place.topology(
