@@ -38,6 +38,14 @@ tick; a handler that holds the loop for seconds is not a fault."""
 WAITING = 4
 """Batches, for each replica that has a queue of its own, that may wait for credit."""
 
+FREE = 64
+"""Messages in a batch at least, on a link whose producer does not wait for its consumers, if it has
+so many at a time. It makes batches faster than anybody can say how they should be; single ones
+would fill the window with what costs most to send and to handle."""
+
+SHARES = 8
+"""The window of such a link holds so many batches at least: they are dropped whole."""
+
 
 class OutBatch:
     """One batch on its way; `work` is what it was made of (None on a lossy link)."""
@@ -174,9 +182,16 @@ class Sender:
         self.messages = 0
         """Messages queued or unacknowledged."""
         self.bytes = 0
-        self.max_count = 1
+        self._waits = not terms.lossy or terms.when_full == "block"
+        """Whether the producer waits for its consumers. If it does not, something is dropped."""
+        self._sizes = (1, MAX_COUNT)
+        """The least and the most messages in a batch, whatever a session asks."""
+        if not self._waits:
+            most = max(1, min(MAX_COUNT, terms.window // SHARES))
+            self._sizes = (min(FREE, most), most)
+        self.max_count = self._sizes[0]
         """Messages a root batch for this link should hold: the least that a live session asks."""
-        self.cut = 1
+        self.cut = self._sizes[0]
         """Messages that batches made downstream should hold."""
         self._forgetting = terms.lossy
         """Whether a batch is forgotten when it is sent."""
@@ -191,7 +206,7 @@ class Sender:
         early, before the consumers have said how they want it. With nothing outstanding it is
         never full.
         """
-        if self.terms.lossy and self.terms.when_full != "block":
+        if not self._waits:
             return False
         return self.messages > 0 and (
             sum(map(len, self._queues)) >= WAITING * len(self._queues)
@@ -526,12 +541,11 @@ class Sender:
             self._adapt()
 
     def _adapt(self) -> None:
-        self.max_count = min(
-            (min(session.max_count, MAX_COUNT) for session in self._sessions.values()), default=1
-        )
-        self.cut = min(
-            (min(session.cut, MAX_COUNT) for session in self._sessions.values()), default=1
-        )
+        least, most = self._sizes
+        asked = min((session.max_count for session in self._sessions.values()), default=1)
+        self.max_count = max(least, min(asked, most))
+        asked = min((session.cut for session in self._sessions.values()), default=1)
+        self.cut = max(least, min(asked, most))
 
     def _ack(self, session: Session, frame: Ack) -> None:
         dead_lettered = frame.dead_lettered - session.dead_lettered
@@ -636,7 +650,7 @@ class Sender:
         the others lose anything.
         """
         group = 0 if batch.group == ANY else batch.group
-        if self.terms.when_full == "block" or self._fits(group, batch):
+        if self._waits or self._fits(group, batch):
             return False
         if self.terms.when_full == "drop-oldest":
             queue = self._queues[group]

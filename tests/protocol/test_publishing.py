@@ -15,6 +15,7 @@ from flowkit import wire
 from flowkit.codecs import codec_for
 from flowkit.errors import EncodeError
 from flowkit.protocol import engine, events
+from flowkit.protocol.batching import MAX_COUNT
 from flowkit.protocol.engine import Engine, Phase
 from flowkit.protocol.events import Identity, Terms
 from flowkit.protocol.ledger import ROW, Books
@@ -29,9 +30,9 @@ WINDOW = 8
 CODEC = codec_for(int)
 
 
-def terms(policy: str) -> Terms:
+def terms(policy: str, window: int = WINDOW) -> Terms:
     return Terms(0, "p.out -> s.in", "p", "out", "s", "in", 1, SUBSCRIBERS, "broadcast", lossy=True,
-                 when_full=policy, window=WINDOW, pattern="pubsub")  # fmt: skip
+                 when_full=policy, window=window, pattern="pubsub")  # fmt: skip
 
 
 def who(node: str, replica: int = 0, incarnation: int = 1) -> Identity:
@@ -93,8 +94,8 @@ class Subscriber:
 
 
 class World:
-    def __init__(self, policy: str = "drop-newest") -> None:
-        self.terms = terms(policy)
+    def __init__(self, policy: str = "drop-newest", window: int = WINDOW) -> None:
+        self.terms = terms(policy, window)
         self.books = Books([0] * ROW)
         output = (self.terms, Topics(SUBSCRIBERS, itself, ()), CODEC, self.books)
         self.publisher = Engine(who("p"), [], [output])
@@ -302,6 +303,40 @@ def test_nothing_waits_for_one_that_is_away() -> None:
         world.publisher.tick()
     world.publish()
     assert len(complaints()) == 2
+
+
+@pytest.mark.parametrize(
+    ("window", "least", "most"),
+    [(1, 1, 1), (8, 1, 1), (64, 8, 8), (1024, 64, 128), (1 << 16, 64, MAX_COUNT)],
+)
+def test_who_waits_for_nobody_makes_no_crumbs_and_no_lumps(
+    window: int, least: int, most: int
+) -> None:
+    """Whatever the subscribers ask, or if they have not asked yet: of its batches a window holds
+    several, and it is not filled with single messages."""
+    world = World(window=window)
+
+    def size(asked: int) -> int:
+        for subscriber in world.subscribers:
+            subscriber.engine.inboxes["in"].pace.max_count = asked
+            subscriber.turn()
+            while subscriber.up:
+                world.up(subscriber.replica)
+            world.turn()
+            while subscriber.down:
+                world.down(subscriber.replica)
+        return world.publisher.root_count("out")
+
+    assert world.publisher.root_count("out") == least
+    size(1)  # opens the sessions
+    assert [size(asked) for asked in (1, 100, 10 * MAX_COUNT, 1)] == [
+        least,
+        min(max(100, least), most),
+        most,
+        least,
+    ]
+    world.publish(5)
+    world.settle()
 
 
 def test_topics_are_beginnings_of_keys() -> None:
