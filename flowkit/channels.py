@@ -248,6 +248,19 @@ class Outbox:
         if self.headers is not None:
             del self.headers[length:]
 
+    def split(self, count: int) -> Outbox:
+        """Remove the first `count` messages, and return them in an outbox of their own."""
+        first = Outbox()
+        first.messages += self.messages[:count]
+        del self.messages[:count]
+        if self.keys is not None:
+            first.keys = self.keys[:count]
+            del self.keys[:count]
+        if self.headers is not None:
+            first.headers = self.headers[:count]
+            del self.headers[:count]
+        return first
+
     def extend(self, other: Outbox) -> None:
         """Append everything of `other`, in order."""
         length = len(self.messages)

@@ -265,6 +265,22 @@ def test_keys_and_headers_stay_with_their_messages(
     assert box.take() == ([], None, None)
 
 
+def test_an_outbox_is_taken_in_parts() -> None:
+    """Keys and headers stay with their messages, also where the last have none."""
+    box = Outbox()
+    port: OutPort[int] = OutPort("x")
+    port.use(box)
+    for number in range(3):
+        port.send(number, key=f"k{number}" if number % 2 else None)
+    port.send(3, headers={"h": "3"})
+    port.send_many([4, 5])
+    assert box.split(2).take() == ([0, 1], [None, "k1"], [None, None])
+    assert box.split(3).take() == ([2, 3, 4], [None] * 3, [None, {"h": "3"}, None])
+    port.send(6, key="k6")
+    assert box.split(1).take()[0] == [5]
+    assert box.take() == ([6], ["k6"], [None])
+
+
 def test_what_was_taken_is_not_touched_again() -> None:
     box = Outbox()
     box.messages.append(1)

@@ -47,7 +47,7 @@ from flowkit.wire import Data, Frame
 BATCH_BYTES = 8 << 20
 """A batch whose payload is larger is cut in two, unless it is a single message."""
 
-ROOT_CUTS = 64
+ROOT_CUTS = 16
 """How many times as large as the batches made of it a root batch may be: bounds how many small
 batches one root becomes on its way to a slow handler, while the fast ones before it still get
 batches that are worth it."""
@@ -234,6 +234,12 @@ class Engine:
             if sender.full:
                 return False
         return True
+
+    def takes(self, channel: str) -> bool:
+        """Whether the links of output `channel` take more: what begins here waits for that."""
+        if self.paused or self.roots.full:
+            return False
+        return not any(outlet.sender.full for outlet in self._outlets.get(channel, ()))
 
     def take(self, channel: str) -> tuple[InBatch, Work] | None:
         """The next batch of `channel` and the work to `release` on; None if there is none.

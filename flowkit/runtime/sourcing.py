@@ -62,9 +62,9 @@ class Outflow:
 
     async def close(self) -> None:
         """Send what is left, when there is room; nothing can be sent any more."""
-        if any(box.messages for box in self._boxes.values()):
+        while any(box.messages for box in self._boxes.values()):
             await self.room()
-        self._flush_boxes()
+            self._flush_boxes()
         for name in self._ports.names:
             self._ports.idle[name] = CLOSED
         self._boxes = {}
@@ -72,7 +72,8 @@ class Outflow:
 
     def flush(self) -> None:
         """Once a turn of the loop: release what was sent, and wake who waits for room."""
-        self._flush_boxes()
+        if self._flush_boxes() and any(box.messages for box in self._boxes.values()):
+            self.turn()  # there is room for more when this has left
         if self._waiters and self.engine.room:
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
@@ -89,22 +90,31 @@ class Outflow:
         if self._clock() >= self._until:
             await asyncio.sleep(0)
             self._until = self._clock() + TURN
-        if any(len(box.messages) >= self.engine.root_count(n) for n, box in self._boxes.items()):
-            self._flush_boxes()
+        self._flush_boxes(whole=True)
         while not self.engine.room:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             self.turn()
             await waiter
 
-    def _flush_boxes(self) -> None:
-        if self.engine.roots.full or self.engine.paused:
-            return  # what is sent waits, and leaves as one when the lowest root is settled
+    def _flush_boxes(self, whole: bool = False) -> bool:
+        """Release what was sent as far as there is room, in batches as the consumers want them now,
+        or only `whole` ones. The rest waits: until then they may want other ones. Returns whether
+        anything was released."""
+        some = False
         for name, box in self._boxes.items():
-            if box.messages:
-                self.emit(name, box)
-                if self._ports.idle[name] is box:
-                    self._ports.ports[name].use(box)
+            while box.messages and self.engine.takes(name):
+                count, most = len(box.messages), self.engine.root_count(name)
+                if count > most:
+                    self.emit(name, box.split(most))
+                elif whole and count < most:
+                    break
+                else:
+                    self.emit(name, box)
+                    if self._ports.idle[name] is box:
+                        self._ports.ports[name].use(box)
+                some = True
+        return some
 
 
 class _Driver:

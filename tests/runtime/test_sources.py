@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flowkit import In, Many, Node, Out, Source
+from flowkit import In, Many, Meta, Node, Out, Source
 from flowkit.channels import Outbox
 from flowkit.errors import DirtyStop
 from flowkit.protocol.batching import MAX_COUNT
@@ -738,6 +738,29 @@ def test_run_may_send_from_tasks_of_its_own(play: Any) -> None:
 
     play({"a": Runs, "b": collect(got)}, ["a.out -> b.x"])
     assert sorted(got) == list(range(20))
+
+
+def test_what_a_run_sends_at_once_is_cut_as_its_consumers_have_come_to_want_it(play: Any) -> None:
+    """Nobody has asked for anything when the first of it leaves; the rest need not be as small."""
+    got: list[int] = []
+    batches: set[str] = set()
+
+    class Runs(Node):
+        out = Out(int)
+
+        async def run(self) -> None:
+            self.out.send_many(range(2500))
+            self.out.send_many(range(2500, 5000))
+
+    class Takes(Node):
+        x = In(int)
+
+        def on_x(self, message: int, meta: Meta) -> None:
+            got.append(message)
+            batches.add(meta.id.partition("-")[0])
+
+    play({"a": Runs, "b": Takes}, ["a.out -> b.x"])
+    assert got == list(range(5000)) and len(batches) < 500
 
 
 def test_room_waits_while_the_consumers_are_behind(play: Any) -> None:
