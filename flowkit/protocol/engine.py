@@ -241,6 +241,13 @@ class Engine:
             return False
         return not any(outlet.sender.full for outlet in self._outlets.get(channel, ()))
 
+    def holds(self, channel: str, count: int) -> None:
+        """So many messages were sent on `channel` that the links do not take yet. They are in the
+        books, so that their loss is told if this process dies. A publisher waits for nobody."""
+        for outlet in self._outlets.get(channel, ()):
+            if outlet.sender.terms.pattern != "pubsub":
+                outlet.sender.books.held(count * outlet.router.copies)
+
     def take(self, channel: str) -> tuple[InBatch, Work] | None:
         """The next batch of `channel` and the work to `release` on; None if there is none.
 

@@ -37,7 +37,9 @@ QUEUED, CREDIT, FULL_NS, WINDOW_NS = range(_REST, _REST + 4)
 """Beside the books: messages that wait for credit, batches that consumers would take at once,
 nanoseconds that this link has held its producer up, and those of them because its window was used
 up rather than because the consumers took no more."""
-ROW = _REST + 4
+HELD = _REST + 4
+"""Messages that `run()` has sent, and that wait for room to be made batches of: sent as well."""
+ROW = _REST + 5
 """Integers in the row of a link."""
 
 
@@ -70,6 +72,10 @@ class Books:
         self._row[SENT_BYTES] += size
         if own:
             self._row[OWN_SENT] += count
+
+    def held(self, count: int) -> None:
+        """So many `own` messages are sent, and not yet told with `sent`."""
+        self._row[HELD] = count
 
     def safe(self, count: int) -> None:
         """`count` of the `own` messages are in a journal: a later incarnation sends them again."""
@@ -124,19 +130,20 @@ class Books:
     def read(self) -> Entry:
         """What the row says now."""
         row = self._row
+        held = int(row[HELD])
         dropped = {
             reason: int(row[_REASON + place])
             for place, reason in enumerate(REASONS)
             if row[_REASON + place]
         }
         return Entry(
-            sent=int(row[SENT]),
+            sent=int(row[SENT]) + held,
             delivered=int(row[DELIVERED]),
             done=int(row[DONE]),
             redelivered=int(row[REDELIVERED]),
             dead_lettered=int(row[DEAD_LETTERED]),
             dropped=dropped,
-            own_unsettled=int(row[OWN_SENT] - row[OWN_SETTLED]),
+            own_unsettled=int(row[OWN_SENT] - row[OWN_SETTLED]) + held,
         )
 
 

@@ -52,6 +52,8 @@ class Outflow:
         self._release = release
         self.turn = turn
         self._boxes: dict[str, Outbox] = {}
+        self._held: dict[str, int] = {}
+        """How many messages wait in which of them, as it is in the books."""
         self._waiters: list[asyncio.Future[None]] = []
 
     def open(self) -> None:
@@ -114,6 +116,10 @@ class Outflow:
                     if self._ports.idle[name] is box:
                         self._ports.ports[name].use(box)
                 some = True
+            held = len(box.messages)
+            if held != self._held.get(name, 0):
+                self._held[name] = held
+                self.engine.holds(name, held)
         return some
 
 

@@ -791,6 +791,39 @@ def test_room_waits_while_the_consumers_are_behind(play: Any) -> None:
     assert got == list(range(400)) and slack < 100  # the window, and a batch or two
 
 
+def test_what_a_run_has_sent_and_nobody_took_is_told_if_it_fails(play: Any) -> None:
+    """Also what has never become a batch, for want of room."""
+    got: list[int] = []
+    runs = 0
+
+    class Fails(Node):
+        out = Out(int)
+
+        async def run(self) -> None:
+            nonlocal runs
+            runs += 1
+            if runs > 1:
+                return
+            self.out.send_many(range(1000))
+            while not got:
+                await asyncio.sleep(0)
+            raise OSError("gone")
+
+    class Waits(Node):
+        x = In(int)
+
+        async def on_x(self, message: int) -> None:
+            got.append(message)
+            while runs < 2:
+                await asyncio.sleep(0.001)
+
+    parts = {"a": Fails, "b": Waits}
+    report, _ = play(parts, [link("a.out -> b.x", window=10)], checked=False)
+    entry = books(report, "a.out -> b.x").entry
+    assert (entry.sent, entry.in_flight, report.exit) == (1000, 0, 5)
+    assert entry.dropped == {"producer died": 1000 - entry.done} and entry.done < 20
+
+
 def test_a_run_that_fails_is_started_again_and_the_loss_is_told(play: Any) -> None:
     runs = 0
     got: list[int] = []
