@@ -58,6 +58,11 @@ class Terms:
     """How often the key map was changed; in ids, since another map cuts batches differently."""
     pattern: str = "pipeline"
 
+    @property
+    def waits(self) -> bool:
+        """Whether producers wait for their consumers. If they do not, something is dropped."""
+        return not self.lossy or self.when_full == "block"
+
 
 # These two are made for every frame: one that is frozen takes four times as long to make.
 

@@ -40,8 +40,8 @@ WAITING = 4
 
 FREE = 64
 """Messages in a batch at least, on a link whose producer does not wait for its consumers, if it has
-so many at a time. It makes batches faster than anybody can say how they should be; single ones
-would fill the window with what costs most to send and to handle."""
+so many at a time; fewer if a pool shares them. It makes batches faster than anybody can say how
+they should be; single ones would fill the window with what costs most to send and to handle."""
 
 SHARES = 8
 """The window of such a link holds so many batches at least: they are dropped whole."""
@@ -182,17 +182,14 @@ class Sender:
         self.messages = 0
         """Messages queued or unacknowledged."""
         self.bytes = 0
-        self._waits = not terms.lossy or terms.when_full == "block"
-        """Whether the producer waits for its consumers. If it does not, something is dropped."""
-        self._sizes = (1, MAX_COUNT)
-        """The least and the most messages in a batch, whatever a session asks."""
-        if not self._waits:
-            most = max(1, min(MAX_COUNT, terms.window // SHARES))
-            self._sizes = (min(FREE, most), most)
-        self.max_count = self._sizes[0]
-        """Messages a root batch for this link should hold: the least that a live session asks."""
-        self.cut = self._sizes[0]
-        """Messages that batches made downstream should hold."""
+        self._waits = terms.waits
+        self.max_count = 1
+        """Messages a root batch for this link should hold: the least that a live session asks,
+        within bounds on a link that does not wait."""
+        self.cut = MAX_COUNT
+        """Messages that batches made downstream should hold. A link that does not wait has no say
+        in that: what is made of its batches begins a lineage of its own."""
+        self._adapt()
         self._forgetting = terms.lossy
         """Whether a batch is forgotten when it is sent."""
 
@@ -541,11 +538,16 @@ class Sender:
             self._adapt()
 
     def _adapt(self) -> None:
-        least, most = self._sizes
-        asked = min((session.max_count for session in self._sessions.values()), default=1)
-        self.max_count = max(least, min(asked, most))
-        asked = min((session.cut for session in self._sessions.values()), default=1)
-        self.cut = max(least, min(asked, most))
+        sessions = self._sessions.values()
+        asked = min((session.max_count for session in sessions), default=1)
+        if self._waits:
+            self.max_count = min(asked, MAX_COUNT)
+            self.cut = min(min((session.cut for session in sessions), default=1), MAX_COUNT)
+        else:
+            terms = self.terms
+            most = max(1, min(MAX_COUNT, terms.window // SHARES))
+            sharers = 1 if terms.route == "broadcast" else terms.consumers
+            self.max_count = min(max(asked, FREE // sharers, 1), most)
 
     def _ack(self, session: Session, frame: Ack) -> None:
         dead_lettered = frame.dead_lettered - session.dead_lettered

@@ -196,6 +196,13 @@ class Endpoint:
             self._socket.join()
         self.work()
 
+    def flush(self) -> None:
+        """Once a turn: `work`. Who waits for what was sent to leave learns that it has."""
+        before = self.sender.messages if self.sender is not None else 0
+        self.work()
+        if self.sender is not None and self.sender.messages < before:
+            self._wake()
+
     def work(self) -> None:
         """Send and read what can be, now."""
         if self._socket.closed:
@@ -487,7 +494,7 @@ class Foreign:
     def flush(self) -> None:
         """Once a turn of the loop: send what is due, and read where there is room again."""
         for one in self._endpoints:
-            one.work()
+            one.flush()
 
     def drain(self) -> None:
         """The project ends: read what has come, and nothing more."""

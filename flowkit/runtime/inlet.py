@@ -213,7 +213,16 @@ class PlainInlet(Inlet):
 
     @property
     def due_at(self) -> float | None:
-        return None if self._current is None else self._current.due
+        if self._current is None or self._is_kept:
+            return None
+        return self._current.due
+
+    @property
+    def _is_kept(self) -> bool:
+        """Whether the batch waits for another that is handled carefully; a turn is asked for when
+        that is done."""
+        careful = self.shop.careful is not None
+        return careful and self._current is not None and is_careful(self._current.batch)
 
     def step(self) -> bool:
         shop = self.shop
@@ -226,8 +235,8 @@ class PlainInlet(Inlet):
             self._current = current
         elif began < current.due:
             return False
-        if shop.careful is not None and is_careful(current.batch):
-            return False  # a turn is asked for when that one returns
+        if shop.careful is not None and self._is_kept:
+            return False
         shop.gauges[HANDLER] = self.number
         shop.gauges[SINCE_NS] = int(began * 1e9)
         shop.ports.open(self._boxes)
@@ -355,7 +364,7 @@ class PlainInlet(Inlet):
         mark = marks[0] if marks else 0
         now = clock()
         try:
-            while left and now < until:
+            while left:
                 # A mark before each message, so that what a failing handler sent can be cut off.
                 # The usual case of one output costs 25 ns a message, that of several five times
                 # as much.
@@ -381,6 +390,8 @@ class PlainInlet(Inlet):
                     self._stride = max(1, int(self._stride * STRIDE_SECONDS / seconds))
                 elif self._stride < STRIDE:
                     self._stride *= 2
+                if now >= until:
+                    break
         except FAILED:
             if len(boxes) == 1:
                 marks[0] = mark

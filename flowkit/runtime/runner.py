@@ -267,6 +267,7 @@ class Runner:
         for handle in (self._beating, self._due):
             if handle is not None:
                 handle.cancel()
+        self._outflow.note()
         if self._driver is not None:
             await self._driver.stop()
         for inlet in self._inlets:
@@ -491,7 +492,7 @@ class Runner:
         while busy:
             busy = False
             for inlet in self._inlets:
-                busy = inlet.step() or busy
+                busy = inlet.step() or busy  # each has its turn, however long another takes
             if self._clock() >= until:
                 if busy:
                     self.wake()
@@ -649,7 +650,7 @@ class Runner:
     def _send_timed(self, boxes: Mapping[str, Outbox]) -> None:
         """Release what a timer has sent."""
         self._release(self.engine.begin(born=self._born()), boxes)
-        self._turns.now()
+        self.wake()
 
     def _born(self) -> int:
         return int(self._clock() * 1e9)

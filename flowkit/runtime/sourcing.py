@@ -92,7 +92,9 @@ class Outflow:
         if self._clock() >= self._until:
             await asyncio.sleep(0)
             self._until = self._clock() + TURN
-        self._flush_boxes(whole=True)
+        if any(len(box.messages) >= self.engine.root_count(n) for n, box in self._boxes.items()):
+            self._flush_boxes(whole=True)
+            self.turn()
         while not self.engine.room:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
@@ -105,22 +107,38 @@ class Outflow:
         anything was released."""
         some = False
         for name, box in self._boxes.items():
-            while box.messages and self.engine.takes(name):
-                count, most = len(box.messages), self.engine.root_count(name)
-                if count > most:
-                    self.emit(name, box.split(most))
-                elif whole and count < most:
-                    break
-                else:
-                    self.emit(name, box)
-                    if self._ports.idle[name] is box:
-                        self._ports.ports[name].use(box)
-                some = True
-            held = len(box.messages)
-            if held != self._held.get(name, 0):
-                self._held[name] = held
-                self.engine.holds(name, held)
+            some = self._flush_box(name, box, whole) or some
         return some
+
+    def _flush_box(self, name: str, box: Outbox, whole: bool) -> bool:
+        engine = self.engine
+        count, start = len(box.messages), 0
+        while start < count and engine.takes(name):
+            most = engine.root_count(name)
+            if whole and count - start < most:
+                break
+            self.emit(name, box.part(start, most) if start or count > most else box)
+            start = min(start + most, count)
+            if self._held.get(name):
+                self._hold(name, count - start)
+        if start < count:
+            box.skip(start)
+        elif count:
+            box.take()
+            if self._ports.idle[name] is box:
+                self._ports.ports[name].use(box)
+        if not whole and (start < count or self._held.get(name)):
+            self._hold(name, count - start)
+        return start > 0
+
+    def _hold(self, name: str, count: int) -> None:
+        self._held[name] = count
+        self.engine.holds(name, count)
+
+    def note(self) -> None:
+        """The replica ends in disorder: bring into the books what will not leave any more."""
+        for name, box in self._boxes.items():
+            self._hold(name, len(box.messages))
 
 
 class _Driver:

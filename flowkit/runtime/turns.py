@@ -17,7 +17,8 @@ hop. Of messages that are sent one after the other the first leaves alone."""
 
 
 class Turns:
-    """Has `take` called on the running loop, in `context`; it calls `begin` and `end`."""
+    """Has `take` called on the running loop, in `context`; it calls `begin` and `end`. Who asks for
+    a turn `now` is not in that context itself."""
 
     def __init__(self, take: Callable[[], None], context: Context, clock: Clock) -> None:
         self._take = take
@@ -38,8 +39,7 @@ class Turns:
         """Take a turn if the replica is at rest. False if it is not."""
         if self._asked or self._clock() - self._ended < RESTED:
             return False
-        # Not in the context itself: the caller may be in it.
-        self._context.copy().run(self._take)
+        self._context.run(self._take)
         return True
 
     def now(self) -> None:

@@ -335,6 +335,9 @@ def test_who_waits_for_nobody_makes_no_crumbs_and_no_lumps(
         most,
         least,
     ]
+    root = world.publisher.begin()
+    assert root.cut == MAX_COUNT, "they have no say in what others get"
+    root.finish()
     world.publish(5)
     world.settle()
 

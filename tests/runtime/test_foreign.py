@@ -26,6 +26,8 @@ from flowkit.protocol.events import Identity
 from flowkit.protocol.ledger import ROW, Books
 from flowkit.protocol.sockets import ENVELOPE, to_header
 from flowkit.report import Report
+from flowkit.runtime import foreign as foreign_module
+from flowkit.runtime import runner
 from flowkit.runtime.foreign import LINGER, Endpoint, Host
 from flowkit.topology.plan import EndpointPlan, foreign_links
 from flowkit.transport.foreign import ForeignSocket
@@ -997,6 +999,31 @@ def test_a_death_is_counted_and_the_address_taken_again(run: Fixture) -> None:
     assert entry.dropped["consumer died"] >= 1
     assert entry.sent == entry.done + entry.dropped["consumer died"]
     assert report.nodes[0].restarts == 1
+
+
+@only_ipc
+def test_what_waits_for_a_socket_goes_on_when_it_has_sent(
+    run: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket takes all there is, but not in one turn: nobody else tells the replica."""
+    monkeypatch.setattr(foreign_module, "TURN", -1.0)
+    monkeypatch.setattr(runner, "TICK", 60.0)
+
+    class Runs(Node):
+        out = Out(bytes)
+
+        async def run(self) -> None:
+            self.out.send_many([b"%d" % number for number in range(20_000)])
+
+    def peer(plain: Plain) -> list[bytes]:
+        socket = plain.socket(zmq.PULL, rcvhwm=0)
+        return [socket.recv() for _ in range(20_000)]
+
+    got, report, _ = run(
+        Runs, "PUSH", peer, out="out", drain=False, window=16, options={"sndhwm": 0}
+    )
+    check(report)
+    assert got == [b"%d" % number for number in range(20_000)]
 
 
 def test_inproc_is_for_one_process(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from flowkit import In, Many, Meta, Node, Out, Source, every
 from flowkit.errors import SendError
+from flowkit.runtime import inlet
 from tests.runtime.stage import Part, books, collect, link, numbers, texts
 
 
@@ -65,6 +66,7 @@ def shaky(fails: Any, how: str) -> type[Node]:
 
     return {
         "plain": Plain,
+        "sliced": Plain,
         "meta": WithMeta,
         "coroutine": Later,
         "concurrent": AtOnce,
@@ -74,8 +76,16 @@ def shaky(fails: Any, how: str) -> type[Node]:
     }[how]
 
 
-WAYS = ["plain", "meta", "coroutine", "concurrent", "list", "group", "concurrent list"]
+WAYS = ["plain", "sliced", "meta", "coroutine", "concurrent", "list", "group", "concurrent list"]
 LINKS = ["a.out -> b.x", "b.out -> c.x", "b.other -> d.x"]
+
+
+@pytest.fixture(autouse=True)
+def in_slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One or two messages, and the loop turns, in a test of what is "sliced"."""
+    if "sliced" in request.node.name:
+        monkeypatch.setattr(inlet, "SLICE", 0.0)
+        monkeypatch.setattr(inlet, "STRIDE", 2)
 
 
 @pytest.mark.parametrize("how", WAYS)
