@@ -32,6 +32,7 @@ def every(interval: float | str) -> Callable[[F], F]:
     """Call the decorated method, plain or coroutine, every `interval` (seconds or ``"5s"``).
 
     A call that would begin while the one before still runs, or while an output is full, is skipped.
+    It may come between two messages of a batch that takes long, and never within a plain handler.
     What it sends comes from the node's memory and is not replayed when the node dies, so a node
     with inputs that sends from a timer declares ``stateful = True``.
     """
@@ -225,7 +226,9 @@ class Sink(Node):
     """A node whose input is acknowledged only when its effect is durable.
 
     `commit` is called after the handlers of one or more batches have returned and before those
-    batches are acknowledged. If it raises, the replica dies and they are delivered again.
+    batches are acknowledged. If it raises, the replica dies and they are delivered again. Of a
+    batch that takes long some messages may have been handled when it is called; they are
+    acknowledged, or come again, with the rest.
     """
 
     def commit(self) -> Any:

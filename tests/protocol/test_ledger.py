@@ -32,6 +32,20 @@ def test_a_row_may_be_shared_memory() -> None:
     assert Books(memoryview(memory).cast("q")).read().sent == 5, "another view sees it"
 
 
+def test_what_is_held_back_is_sent_already() -> None:
+    """And lost with the process, unless somebody reads it again."""
+    mine = books()
+    mine.sent(3, own=True)
+    mine.held(5)
+    entry = mine.read()
+    assert (entry.sent, entry.in_flight, entry.own_unsettled) == (8, 8, 8) and entry.balanced
+    entry.bury(replayed=False)
+    assert entry.dropped == {"producer died": 8} and entry.superseded == 0
+    mine.sent(5, own=True)
+    mine.held(0)
+    assert mine.read().sent == 8
+
+
 def test_every_movement_is_booked() -> None:
     mine = books()
     mine.sent(100, own=True)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 from hypothesis import given
 from hypothesis.strategies import integers, lists, sampled_from, tuples
 
 from flowkit.protocol import lineage
-from flowkit.protocol.lineage import DONE, ID_SIZE, Roots, Seen, Settled, Work, derive, root_id
+from flowkit.protocol.lineage import (
+    DONE,
+    ID_SIZE,
+    Roots,
+    Seen,
+    Settled,
+    Work,
+    derive,
+    nothing,
+    root_id,
+)
+from flowkit.protocol.receiver import InBatch
+from flowkit.wire import Data
 
 
 def test_ids_tell_their_root() -> None:
@@ -25,6 +40,14 @@ def test_an_incarnation_beyond_the_field_wraps() -> None:
 
 def test_ids_are_the_same_in_every_process() -> None:
     assert derive(root_id(1, 1, 1), b"out", 0, 0).hex() == "000100010000000000014fb6d5b83075"
+
+
+def test_a_batch_that_has_come_in_is_a_work_with_all_its_parts() -> None:
+    frame = Data(1, 2, root_id(1, 1, 1), 3, 4, 1, 0, b"\x91\x00", born=5)
+    batch = InBatch(cast(Any, SimpleNamespace(terms=None)), frame, nothing)
+    work = Work(frame.id, frame.span, frame.cut, nothing, frame.born)
+    for part in Work.__slots__:
+        assert getattr(batch, part) == getattr(work, part)
 
 
 @given(

@@ -788,7 +788,7 @@ def test_room_waits_while_the_consumers_are_behind(play: Any) -> None:
             got.append(message)
 
     play({"a": Runs, "b": Slow}, [link("a.out -> b.x", window=10)])
-    assert got == list(range(400)) and slack < 100  # the window, and a batch or two
+    assert got == list(range(400)) and slack < 100  # far from all
 
 
 def test_what_a_run_has_sent_and_nobody_took_is_told_if_it_fails(play: Any) -> None:
