@@ -332,9 +332,8 @@ class Engine:
         for outlet in self._outlets.get(channel, ()):
             sender = outlet.sender
             # A root's ids are never made again, so it may be cut as its consumers ask now; what is
-            # made of it must be cut the same way each time, as the root was stamped; but not where
-            # what comes twice is not noticed anyway, and a batch too large is dropped whole.
-            size = sender.max_count if renewed or not sender.terms.waits else work.cut
+            # made of it must be cut the same way each time, as the root was stamped.
+            size = sender.max_count if renewed else sender.fit(work.cut)
             try:
                 pieces = _encode(outlet, messages, keys, headers, size)
             except (EncodeError, MessageTooLarge):

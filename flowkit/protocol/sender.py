@@ -393,6 +393,7 @@ class Sender:
         for session in self.sessions:
             if session.replica >= terms.consumers:
                 self._drop(session, dead=True)
+        self._adapt()
 
     # -- what a peer says ----------------------------------------------------------------------
 
@@ -539,15 +540,19 @@ class Sender:
 
     def _adapt(self) -> None:
         sessions = self._sessions.values()
-        asked = min((session.max_count for session in sessions), default=1)
         if self._waits:
-            self.max_count = min(asked, MAX_COUNT)
-            self.cut = min(min((session.cut for session in sessions), default=1), MAX_COUNT)
-        else:
-            terms = self.terms
-            most = max(1, min(MAX_COUNT, terms.window // SHARES))
-            sharers = 1 if terms.route == "broadcast" else terms.consumers
-            self.max_count = min(max(asked, FREE // sharers, 1), most)
+            self.cut = self.fit(min((session.cut for session in sessions), default=1))
+        self.max_count = self.fit(min((session.max_count for session in sessions), default=1))
+
+    def fit(self, asked: int) -> int:
+        """How many messages a batch holds for whom `asked` would be right. Depends on the terms
+        alone."""
+        if self._waits:
+            return min(asked, MAX_COUNT)
+        terms = self.terms
+        most = max(1, min(MAX_COUNT, terms.window // SHARES))
+        sharers = terms.consumers if terms.route == "balance" else 1
+        return min(max(asked, FREE // sharers, 1), most)
 
     def _ack(self, session: Session, frame: Ack) -> None:
         dead_lettered = frame.dead_lettered - session.dead_lettered

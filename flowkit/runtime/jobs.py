@@ -176,7 +176,8 @@ class JobInlet(Inlet):
     @property
     def due_at(self) -> float | None:
         if self._waiting and not self._running:
-            return self._waiting[0][1].due
+            unit = self._waiting[0][1]
+            return None if unit.careful and self.shop.careful is not None else unit.due
         if not self._group or self.channel.within is None:
             return None
         if self._waiting or len(self._running) >= self._limit:
@@ -412,6 +413,7 @@ class JobInlet(Inlet):
         if unit.careful:
             self.shop.careful = None
             done_care(self.shop.gauges)
+            self.shop.wake()  # for who waits for that
 
     async def _call_coroutine(self, job: _Job, unit: _Unit, slot: int | None) -> None:
         shop = self.shop

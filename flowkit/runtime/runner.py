@@ -270,6 +270,7 @@ class Runner:
         self._outflow.note()
         if self._driver is not None:
             await self._driver.stop()
+            self._outflow.note()  # it may have sent something last
         for inlet in self._inlets:
             await inlet.stop()
         for task in self._tasks:

@@ -34,6 +34,32 @@ LOOK = 128
 """Messages read between two looks at the clock, at most; fewer where they come slowly."""
 
 
+class Backlog:
+    """What was sent on one output and has found no room yet, in order."""
+
+    def __init__(self) -> None:
+        self._box = Outbox()
+        self._start = 0
+        """How many messages at the beginning of it have left."""
+
+    def __len__(self) -> int:
+        return len(self._box.messages) - self._start
+
+    def add(self, box: Outbox) -> None:
+        """Take over the contents of `box`."""
+        self._box.extend(box)
+        box.take()
+
+    def part(self, count: int) -> Outbox:
+        """Remove the first `count` messages, or as many as there are."""
+        part = self._box.part(self._start, count)
+        self._start += len(part.messages)
+        if 2 * self._start >= len(self._box.messages):  # not each time: what follows is moved
+            self._box.skip(self._start)
+            self._start = 0
+        return part
+
+
 class Outflow:
     """What is sent outside of handlers, and who waits for room. `turn` asks for a turn."""
 
@@ -52,19 +78,21 @@ class Outflow:
         self._release = release
         self.turn = turn
         self._boxes: dict[str, Outbox] = {}
+        self._backlogs: dict[str, Backlog] = {}
         self._held: dict[str, int] = {}
-        """How many messages wait in which of them, as it is in the books."""
+        """How many messages wait on which output, as it is in the books."""
         self._waiters: list[asyncio.Future[None]] = []
 
     def open(self) -> None:
         """Let the ports send while no handler runs: for `run()`."""
         for name in self._ports.names:
             self._boxes[name] = self._ports.idle[name] = Outbox(self.turn)
+            self._backlogs[name] = Backlog()
         self._ports.close()
 
     async def close(self) -> None:
         """Send what is left, when there is room; nothing can be sent any more."""
-        while any(box.messages for box in self._boxes.values()):
+        while any(self._count(name) for name in self._boxes):
             await self.room()
             self._flush_boxes()
         for name in self._ports.names:
@@ -74,7 +102,7 @@ class Outflow:
 
     def flush(self) -> None:
         """Once a turn of the loop: release what was sent, and wake who waits for room."""
-        if self._flush_boxes() and any(box.messages for box in self._boxes.values()):
+        if self._flush_boxes() and any(map(len, self._backlogs.values())):
             self.turn()  # there is room for more when this has left
         if self._waiters and self.engine.room:
             waiters, self._waiters = self._waiters, []
@@ -92,7 +120,7 @@ class Outflow:
         if self._clock() >= self._until:
             await asyncio.sleep(0)
             self._until = self._clock() + TURN
-        if any(len(box.messages) >= self.engine.root_count(n) for n, box in self._boxes.items()):
+        if any(self._count(name) >= self.engine.root_count(name) for name in self._boxes):
             self._flush_boxes(whole=True)
             self.turn()
         while not self.engine.room:
@@ -111,25 +139,36 @@ class Outflow:
         return some
 
     def _flush_box(self, name: str, box: Outbox, whole: bool) -> bool:
-        engine = self.engine
-        count, start = len(box.messages), 0
-        while start < count and engine.takes(name):
+        engine, backlog = self.engine, self._backlogs[name]
+        count = len(box.messages)
+        if count and not len(backlog) and engine.takes(name):
             most = engine.root_count(name)
-            if whole and count - start < most:
+            if whole and count < most:
+                return False
+            if count <= most:
+                self.emit(name, box)
+                self._renew(name, box)
+                return True
+        if count:
+            backlog.add(box)
+            self._renew(name, box)
+        some = False
+        while len(backlog) and engine.takes(name):
+            most = engine.root_count(name)
+            if whole and len(backlog) < most:
                 break
-            self.emit(name, box.part(start, most) if start or count > most else box)
-            start = min(start + most, count)
+            self.emit(name, backlog.part(most))
+            some = True
             if self._held.get(name):
-                self._hold(name, count - start)
-        if start < count:
-            box.skip(start)
-        elif count:
-            box.take()
-            if self._ports.idle[name] is box:
-                self._ports.ports[name].use(box)
-        if not whole and (start < count or self._held.get(name)):
-            self._hold(name, count - start)
-        return start > 0
+                self._hold(name, len(backlog))
+        if len(backlog) != self._held.get(name, 0) and not whole:
+            self._hold(name, len(backlog))
+        return some
+
+    def _renew(self, name: str, box: Outbox) -> None:
+        """The contents of `box` were taken: its port goes on with a new list."""
+        if self._ports.idle[name] is box:
+            self._ports.ports[name].use(box)
 
     def _hold(self, name: str, count: int) -> None:
         self._held[name] = count
@@ -137,8 +176,11 @@ class Outflow:
 
     def note(self) -> None:
         """The replica ends in disorder: bring into the books what will not leave any more."""
-        for name, box in self._boxes.items():
-            self._hold(name, len(box.messages))
+        for name in self._boxes:
+            self._hold(name, self._count(name))
+
+    def _count(self, name: str) -> int:
+        return len(self._boxes[name].messages) + len(self._backlogs[name])
 
 
 class _Driver:

@@ -276,7 +276,8 @@ def test_fifty_clients_and_one_that_is_stopped(
     eventually(lambda: any("were skipped" in line for line in follower.lines), 60)
     place.touch("stop")
     run.wait().check_drained()
-    assert follower.process.wait(60) == 0
+    # The supervisor does not wait long for one that is behind; it says so then.
+    assert follower.process.wait(60) in (0, 6)
     numbers = []
     skipped = 0
     for line in follower.lines:

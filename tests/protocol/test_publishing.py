@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from flowkit.protocol.lineage import Work
 from flowkit.protocol.publishing import Publisher, Topics
 from flowkit.protocol.receiver import InBatch
 from flowkit.protocol.routing import itself
-from flowkit.protocol.sender import OutBatch
+from flowkit.protocol.sender import OutBatch, Sender
 
 SUBSCRIBERS = 2
 WINDOW = 8
@@ -340,6 +341,18 @@ def test_who_waits_for_nobody_makes_no_crumbs_and_no_lumps(
     root.finish()
     world.publish(5)
     world.settle()
+
+
+@pytest.mark.parametrize(("route", "least"), [("balance", 16), ("key", 64), ("broadcast", 64)])
+def test_a_pool_shares_what_one_batch_would_hold(route: str, least: int) -> None:
+    """And the size for what is made of input depends on nothing that may be another the next time:
+    ids are made of it."""
+    mine = replace(terms("drop-oldest", 1 << 16), route=route, consumers=4, pattern="pipeline")
+    sender = Sender(who("p"), mine, Books([0] * ROW), lambda action: None)
+    assert (sender.max_count, sender.cut) == (least, MAX_COUNT)
+    assert [sender.fit(asked) for asked in (1, 100, 10 * MAX_COUNT)] == [least, 100, MAX_COUNT]
+    sender.resize(replace(mine, consumers=8))
+    assert sender.max_count == (8 if route == "balance" else 64)
 
 
 def test_topics_are_beginnings_of_keys() -> None:

@@ -8,13 +8,15 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis.strategies import integers, lists, tuples
 
 from flowkit import In, Many, Meta, Node, Out, Source
-from flowkit.channels import Outbox
+from flowkit.channels import Outbox, OutPort
 from flowkit.errors import DirtyStop
 from flowkit.protocol.batching import MAX_COUNT
 from flowkit.runtime.shared import GAUGES
-from flowkit.runtime.sourcing import LOOK, TURN, Outflow, SourceDriver
+from flowkit.runtime.sourcing import LOOK, TURN, Backlog, Outflow, SourceDriver
 from tests.runtime.stage import Part, books, collect, link, numbers
 
 
@@ -789,6 +791,32 @@ def test_room_waits_while_the_consumers_are_behind(play: Any) -> None:
 
     play({"a": Runs, "b": Slow}, [link("a.out -> b.x", window=10)])
     assert got == list(range(400)) and slack < 100  # far from all
+
+
+@given(lists(tuples(integers(0, 9), integers(1, 5))))
+def test_a_backlog_is_a_queue(steps: list[tuple[int, int]]) -> None:
+    """Of messages with their keys and headers."""
+    backlog, box = Backlog(), Outbox()
+    port: OutPort[int] = OutPort("out")
+    port.use(box)
+    sent: list[tuple[Any, ...]] = []
+    left: list[tuple[Any, ...]] = []
+    for count, most in steps:
+        for _ in range(count):
+            number = len(sent)
+            key = f"k{number}" if number % 3 == 0 else None
+            headers = {"h": str(number)} if number % 7 == 0 else None
+            port.send(number, key=key, headers=headers)
+            sent.append((number, key, headers))
+        backlog.add(box)
+        port.use(box)
+        assert len(backlog) == len(sent) - len(left)
+        part, keys, headers_of = backlog.part(most).take()
+        blank = [None] * len(part)
+        left += zip(part, keys or blank, headers_of or blank, strict=True)
+        assert len(part) <= most and left == sent[: len(left)]
+    left_over = len(backlog)
+    assert left_over == len(sent) - len(left)
 
 
 def test_what_a_run_has_sent_and_nobody_took_is_told_if_it_fails(play: Any) -> None:
