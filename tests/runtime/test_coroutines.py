@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flowkit import In, Many, Node, Out, Source, every
+from flowkit.protocol import batching
 from tests.runtime.stage import Part, books, collect, link, numbers
 
 
@@ -44,6 +45,13 @@ def test_as_many_run_at_once_as_are_allowed(play: Any, concurrency: int) -> None
     report, _ = play({"a": numbers(300), "b": Fetch}, ["a.out -> b.x"])
     assert gate.most == concurrency
     assert books(report, "a.out -> b.x").entry.done == 300
+
+
+@pytest.fixture(autouse=True)
+def on_a_fast_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches grow, however long the machine takes for them: a burst is one batch."""
+    monkeypatch.setattr(batching, "FAST", 60.0)
+    monkeypatch.setattr(batching, "SLOW", 60.0)
 
 
 def burst(count: int, ahead: int = 300) -> type[Source]:
