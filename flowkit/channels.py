@@ -362,9 +362,19 @@ class OutPort(Generic[T]):
         If `messages` is an iterator that raises, what came before is sent.
         """
         if type(messages) is list or type(messages) is tuple:
-            self._messages.extend(messages)
-        else:
-            _extend(self, messages)
+            self._collected().extend(messages)
+            return
+        # Who makes them may send as well, on other ports, and what was sent may leave with that:
+        # so nothing is appended before all is made.
+        made: list[T] = []
+        try:
+            made.extend(messages)
+        finally:
+            self._collected().extend(made)
+
+    def _collected(self) -> Messages:
+        """What `send_many` appends to."""
+        return self._messages
 
     async def room(self) -> None:
         """Wait until the link has room: for `run()` and code outside handlers.
@@ -426,16 +436,6 @@ class OutPort(Generic[T]):
         self.use(CLOSED)
 
 
-def _extend(port: OutPort[T], messages: Iterable[T]) -> None:
-    """Send what is made on the way. Who makes it may send as well, on other ports, and what was
-    sent may leave with that: so nothing is appended before all is made."""
-    made: list[T] = []
-    try:
-        made.extend(messages)
-    finally:
-        port.send_many(made)
-
-
 class TaskPort(OutPort[T]):
     """The port of a node with coroutine handlers: many may run at once, each has its outbox."""
 
@@ -447,11 +447,8 @@ class TaskPort(OutPort[T]):
             outbox.annotate(key, headers)
         outbox.messages.append(message)
 
-    def send_many(self, messages: Iterable[T]) -> None:
-        if type(messages) is list or type(messages) is tuple:
-            self._find().messages.extend(messages)
-        else:
-            _extend(self, messages)
+    def _collected(self) -> Messages:
+        return self._find().messages
 
     async def room(self) -> None:
         if current_outboxes.get() is None:

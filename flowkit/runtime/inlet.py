@@ -221,8 +221,9 @@ class PlainInlet(Inlet):
     def _is_kept(self) -> bool:
         """Whether the batch waits for another that is handled carefully; a turn is asked for when
         that is done."""
-        careful = self.shop.careful is not None
-        return careful and self._current is not None and is_careful(self._current.batch)
+        if self.shop.careful is None or self._current is None:
+            return False
+        return is_careful(self._current.batch)
 
     def step(self) -> bool:
         shop = self.shop
@@ -235,7 +236,7 @@ class PlainInlet(Inlet):
             self._current = current
         elif began < current.due:
             return False
-        if shop.careful is not None and self._is_kept:
+        if self._is_kept:
             return False
         shop.gauges[HANDLER] = self.number
         shop.gauges[SINCE_NS] = int(began * 1e9)
@@ -383,9 +384,8 @@ class PlainInlet(Inlet):
                         marks[:] = [len(sent) for sent in sents]
                         function(message)
                 left = length_hint(rest)
-                seconds = -now
-                now = clock()
-                seconds += now
+                began, now = now, clock()
+                seconds = now - began
                 if seconds > STRIDE_SECONDS:
                     self._stride = max(1, int(self._stride * STRIDE_SECONDS / seconds))
                 elif self._stride < STRIDE:

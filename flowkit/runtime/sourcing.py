@@ -79,8 +79,6 @@ class Outflow:
         self.turn = turn
         self._boxes: dict[str, Outbox] = {}
         self._backlogs: dict[str, Backlog] = {}
-        self._held: dict[str, int] = {}
-        """How many messages wait on which output, as it is in the books."""
         self._waiters: list[asyncio.Future[None]] = []
 
     def open(self) -> None:
@@ -102,7 +100,7 @@ class Outflow:
 
     def flush(self) -> None:
         """Once a turn of the loop: release what was sent, and wake who waits for room."""
-        if self._flush_boxes() and any(map(len, self._backlogs.values())):
+        if self._flush_boxes() and any(self._backlogs.values()):
             self.turn()  # there is room for more when this has left
         if self._waiters and self.engine.room:
             waiters, self._waiters = self._waiters, []
@@ -141,7 +139,9 @@ class Outflow:
     def _flush_box(self, name: str, box: Outbox, whole: bool) -> bool:
         engine, backlog = self.engine, self._backlogs[name]
         count = len(box.messages)
-        if count and not len(backlog) and engine.takes(name):
+        if not count and not backlog:
+            return False
+        if not backlog and engine.takes(name):
             most = engine.root_count(name)
             if whole and count < most:
                 return False
@@ -152,17 +152,15 @@ class Outflow:
         if count:
             backlog.add(box)
             self._renew(name, box)
+        engine.holds(name, len(backlog))
         some = False
-        while len(backlog) and engine.takes(name):
+        while backlog and engine.takes(name):
             most = engine.root_count(name)
             if whole and len(backlog) < most:
                 break
             self.emit(name, backlog.part(most))
+            engine.holds(name, len(backlog))
             some = True
-            if self._held.get(name):
-                self._hold(name, len(backlog))
-        if len(backlog) != self._held.get(name, 0) and not whole:
-            self._hold(name, len(backlog))
         return some
 
     def _renew(self, name: str, box: Outbox) -> None:
@@ -170,14 +168,10 @@ class Outflow:
         if self._ports.idle[name] is box:
             self._ports.ports[name].use(box)
 
-    def _hold(self, name: str, count: int) -> None:
-        self._held[name] = count
-        self.engine.holds(name, count)
-
     def note(self) -> None:
         """The replica ends in disorder: bring into the books what will not leave any more."""
         for name in self._boxes:
-            self._hold(name, self._count(name))
+            self.engine.holds(name, self._count(name))
 
     def _count(self, name: str) -> int:
         return len(self._boxes[name].messages) + len(self._backlogs[name])
