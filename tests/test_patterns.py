@@ -97,16 +97,16 @@ def test_the_fanout_publishes_to_each_what_it_has_subscribed_to(
 
 @pytest.mark.e2e
 def test_a_broker_that_is_killed_is_asked_again_when_it_is_back(place: Place) -> None:
-    env = {"COUNT": "200"}
+    env = {"COUNT": "1000"}
     run = place.up(TOPOLOGIES / "load_balancer.yaml", env=env)
     run.until(lambda: run.handled("table.0") > 20)
     run.kill("broker.0")
     result = run.wait()
     assert result.report["exit"] == 0 and result.report["status"] == "drained"
-    assert result.printed("table.0")[-1].startswith("200 numbers")
+    assert result.printed("table.0")[-1].startswith("1000 numbers")
     assert result.restarts("broker") == 1
     clients = result.link("client.factorize -> broker.factorize")
-    assert clients["sent"] == clients["done"] == 200 and clients["redelivered"] > 0
+    assert clients["sent"] == clients["done"] == 1000 and clients["redelivered"] > 0
     workers = result.link("broker.work -> worker.work")
     assert workers["sent"] == workers["done"] + sum(workers["dropped"].values())
     assert set(workers["dropped"]) <= {"producer died"}
